@@ -1,0 +1,99 @@
+"""How soon the page shows something, and answers a search, in a real Chromium. Prints a table.
+
+python -m benchmarks.page --checkpoints 5000 --rounds 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from benchmarks.serving import served
+from tests.browser import chromium
+from tests.browser.conftest import FLAGS
+from tests.web.big_store import EXPERIMENT, build
+
+_ROWS = "#ck-checkpoints .ck-list tbody tr"
+
+
+def first_paint(browser: Browser, address: str) -> tuple[float, float]:
+    """Return the seconds until a browser without a cache paints, by its own clock, and until the list is there."""
+    context = browser.new_context()
+    page = context.new_page()
+    started = time.perf_counter()
+    page.goto(f"{address}&experiment={EXPERIMENT}")
+    page.wait_for_selector(_ROWS)
+    listed = time.perf_counter() - started
+    painted = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
+    context.close()
+    return painted, listed
+
+
+def search(page: Page, number: int) -> float:
+    """Return the seconds from a typed search to its rows."""
+    wanted = f"epoch_{number:04}"
+    started = time.perf_counter()
+    page.get_by_label("Search").fill(wanted)
+    expect(page.locator(_ROWS).first).to_contain_text(wanted)
+    return time.perf_counter() - started
+
+
+def next_page(page: Page, _: int) -> float:
+    """Return the seconds from a click to the next rows."""
+    before = page.locator(_ROWS).first.inner_text()
+    started = time.perf_counter()
+    page.get_by_role("button", name="Next →").click()
+    expect(page.locator(_ROWS).first).not_to_have_text(before)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Print what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", type=int, default=5_000)
+    parser.add_argument("--rounds", type=int, default=20)
+    options = parser.parse_args()
+    path = chromium.find()
+    if path is None:
+        raise SystemExit(f"There is no Chromium. {chromium.ADVICE}")
+    with tempfile.TemporaryDirectory(prefix="page-") as folder:
+        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"
+        config = build(Path(folder) / "store", options.checkpoints)
+        with served(config, Path(folder)) as (url, token, _), sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+            address = f"{url.partition('/api')[0]}/ui/?token={token}"
+            first_paint(browser, address)  # the index is filled, and Gradio's parts are imported
+            times = [first_paint(browser, address) for _ in range(options.rounds)]
+            _report("first paint", [painted for painted, _ in times])
+            _report("first list", [listed for _, listed in times])
+            page = browser.new_page()
+            page.goto(f"{address}&experiment={EXPERIMENT}")
+            page.wait_for_selector(_ROWS)
+            for name, act in (("search", search), ("next page", next_page)):
+                _report(name, _repeated(act, page, options))
+            browser.close()
+
+
+def _repeated(act: Callable[[Page, int], float], page: Page, options: argparse.Namespace) -> list[float]:
+    if act is next_page:
+        page.get_by_label("Search").fill("")
+        expect(page.locator(".ck-pager")).to_contain_text(f"of {options.checkpoints:,}")
+    last = options.checkpoints // 10
+    return [act(page, 1 + number * 7 % last) for number in range(options.rounds)]
+
+
+def _report(name: str, seconds: list[float]) -> None:
+    p95 = statistics.quantiles(seconds, n=20, method="inclusive")[-1]
+    shown = " | ".join(f"{value * 1000:.0f} ms" for value in (statistics.median(seconds), p95, max(seconds)))
+    print(f"| {name} | {len(seconds)} | {shown} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
