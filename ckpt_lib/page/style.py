@@ -12,6 +12,13 @@ def theme() -> gr.themes.Base:
         neutral_hue=gr.themes.colors.slate,
         font=["system-ui", "Segoe UI", "Roboto", "sans-serif"],
         font_mono=["ui-monospace", "Menlo", "Consolas", "monospace"],
+    ).set(  # Gradio's blue leaves too little contrast to the white text on it
+        button_primary_background_fill="#1d4fc4",
+        button_primary_background_fill_hover="#173f9e",
+        button_primary_background_fill_dark="#1d4fc4",
+        button_primary_background_fill_hover_dark="#2a5fd8",
+        button_primary_text_color="#fff",
+        button_primary_text_color_dark="#fff",
     )
 
 

@@ -1,0 +1,83 @@
+"""What axe-core, a checker of accessibility, finds on each screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from tests.browser import stores
+from tests.browser.conftest import page_of, watched_page
+from tests.browser.steps import go, opened, shown
+from tests.browser.test_reading import TABS
+
+GRADIO_RULES = {"aria-prohibited-attr": "a plot that is not drawn yet"}
+"""What Gradio's own markup breaks, by rule, with the reason why it stays."""
+GRADIO_PARTS = {".cm-editor": "an editor of code, whose colours for its words are its own"}
+"""What is left out, with the reason."""
+_RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"], "resultTypes": ["violations"]}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> CheckpointConfig:
+    """A store with damage, which no test changes."""
+    return stores.damaged_store(tmp_path_factory.mktemp("accessible") / "store")
+
+
+@pytest.fixture(scope="module")
+def address(config: CheckpointConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of its page."""
+    with page_of(config, tmp_path_factory.mktemp("accessible-jobs")) as found:
+        yield found
+
+
+def serious(page: Page) -> dict[str, list[str]]:
+    """The rules that are broken seriously, each with the markup that breaks it."""
+    found: dict[str, list[str]] = {}
+    for violation in (
+        Axe().run(page, context={"exclude": [[part] for part in GRADIO_PARTS]}, options=_RULES).response["violations"]
+    ):
+        for node in violation["nodes"]:
+            if (node["impact"] or violation["impact"]) in ("serious", "critical"):
+                found.setdefault(violation["id"], []).append(_described(node))
+    return {rule: nodes for rule, nodes in found.items() if rule not in GRADIO_RULES}
+
+
+def _described(node: dict[str, Any]) -> str:
+    return f"{node['target']}: {node['html'][:200]}: {node['failureSummary']}"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_each_screen(browser: Browser, address: str, scheme: str) -> None:
+    """In both colours."""
+    with watched_page(browser, scheme=scheme) as (page, _):
+        shown(page, address, "digits")
+        found = {}
+        for tab in TABS:
+            go(page, tab)
+            expect(page.get_by_role("tab", name=tab, exact=True)).to_have_attribute("aria-selected", "true")
+            page.wait_for_timeout(500)  # a screen is drawn after its tab
+            found[tab] = serious(page)
+        assert {tab: rules for tab, rules in found.items() if rules} == {}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_checkpoint_and_what_is_asked_about_it(
+    browser: Browser, address: str, config: CheckpointConfig, scheme: str
+) -> None:
+    """The detail with its forms open, the question before a deletion, and a comparison."""
+    with watched_page(browser, scheme=scheme) as (page, _):
+        opened(page, address, CheckpointManager(config, "digits"), "epoch_9")
+        for name in ("Edit tags and description", "Export", "Delete…"):
+            page.get_by_role("button", name=name).click()
+        expect(page.get_by_role("alertdialog")).to_be_visible()
+        assert serious(page) == {}
+        go(page, "Compare")
+        page.get_by_label("Checkpoints").fill("best, epoch_2")
+        page.keyboard.press("Enter")
+        expect(page.locator(".ck-compare").first).to_be_visible()
+        assert serious(page) == {}
