@@ -133,7 +133,7 @@ class Renderer:
                 buttons.append(button(act, view.opened, label, title=_TITLES[act]))
             buttons += [
                 button("load-run", run.name, f"Load into the run of process {run.owner.pid}")
-                for run in self._desk.requests.runs_of(view.experiment)
+                for run in self._desk.requests.loading_runs(view.experiment)
             ]
         if self._desk.allows(request, "delete"):
             buttons.append(button("ask-delete", view.opened, "Delete…", kind="ck-danger"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +53,15 @@ class RunRequests:
     def runs_of(self, experiment: str | None = None) -> list[SharedRun]:
         """Return the live runs of the store, or of one experiment, the oldest first."""
         return [SharedRun(**dict(run)) for run in live_runs(experiment, store=self._store)]
+
+    def loading_runs(self, experiment: str) -> list[SharedRun]:
+        """Return the live runs of an experiment that take loads."""
+        found = []
+        for run in self.runs_of(experiment):
+            with suppress(RunUnavailableError):  # it has just ended
+                if run.status().takes_loads:
+                    found.append(run)
+        return found
 
     def all(self) -> list[RunRequest]:
         """Return the last requests, the newest first."""
