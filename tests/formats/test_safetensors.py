@@ -128,6 +128,17 @@ def test_files_of_the_library_are_read() -> None:
     assert found["a"].data_ptr() % 4 == 0
 
 
+@pytest.mark.parametrize("length", range(1, 9))
+def test_complex_numbers_are_aligned(length: int) -> None:
+    """PyTorch copies some tensors of the widest numbers by instructions that end the process where they are not."""
+    wide = torch.randn(6, dtype=torch.complex128)
+    found = read(encoded({"n" * length: wide, "view": wide[::2], "one": torch.ones(1)}))["model_state_dict"]
+    assert found["n" * length].data_ptr() % 16 == 0
+    assert torch.equal(found["n" * length].clone(), wide)
+    assert torch.equal(found["view"].contiguous(), wide[::2])
+    assert found["view"].data_ptr() == found["n" * length].data_ptr()
+
+
 # --- which file holds what ---
 
 
