@@ -27,6 +27,8 @@ from ckpt_lib.stream import VerifiedFile
 MAX_HEADER_BYTES = 16 * 2**20
 """Enough for the names of 100,000 tensors; a writer begins another file before. The library stops at 100 MB."""
 METADATA_KEY = "__metadata__"
+FORMAT_KEY = "format"
+"""What the metadata says of the file itself; other entries are further names of tensors."""
 
 _LENGTH = struct.Struct("<Q")
 _ALIGNMENT_BYTES = 8
