@@ -5,6 +5,7 @@ memory.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from ckpt_lib.formats import format_named
 from ckpt_lib.formats.limits import extent
 from ckpt_lib.formats.safetensors import header
 from ckpt_lib.formats.safetensors.header import read_header
+from ckpt_lib.formats.structure import reading
 from ckpt_lib.formats.structure.decoding import decode
 from ckpt_lib.formats.structure.dtypes import ALL_DTYPES
 from ckpt_lib.stream import VerifiedFile
@@ -194,6 +196,22 @@ def test_what_the_cases_below_alter_is_read() -> None:
     found = FORMAT.read(MemorySource(files_with({"a": tensor(), "b": tensor(view=view(shape=[2], offset=2))})))
     assert found["b"].tolist() == [2, 3]
     assert found["a"][2:].data_ptr() == found["b"].data_ptr()
+
+
+def test_orders_of_dimensions_are_copies_with_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file that wants one tensor in many orders asks for as many copies of it; writers know one order."""
+    monkeypatch.setattr(reading, "MAX_EXPANDED_BYTES", 100)
+    files = encode(FORMAT, {"t": torch.arange(64.0).view([2] * 6)})
+    found = json.loads(files["state.json"])
+    orders = [list(order) for order in itertools.islice(itertools.permutations([32, 16, 8, 4, 2, 1]), 1, 3)]
+    for count in (1, 2):
+        found["payload"] = {"a": [tensor(stride=order) for order in orders[:count] * 5]}
+        files["state.json"] = json.dumps(found).encode()
+        if count == 1:
+            assert len({item.data_ptr() for item in FORMAT.read(MemorySource(files))["a"]}) == 1
+        else:
+            with pytest.raises(CorruptCheckpointError, match="larger than their stored memory"):
+                FORMAT.read(MemorySource(files))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import math
 import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from json.decoder import scanstring
 from typing import Any, NamedTuple
 
 import torch
@@ -127,7 +126,7 @@ def _fields(text: str) -> Iterator[tuple[str, Any]]:
     while text[position] != "}":
         if text[position] != '"':
             raise ValueError("a field without a name")
-        name, position = scanstring(text, position + 1, True)
+        name, position = _DECODER.raw_decode(text, position)
         position = _after_blanks(text, position)
         if text[position] != ":":
             raise ValueError("a field without a value")
