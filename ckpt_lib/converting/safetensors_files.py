@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from ckpt_lib.converting.files import NewFile, text_file
 from ckpt_lib.converting.weights import Weights
 from ckpt_lib.errors import UnsupportedStateError
-from ckpt_lib.formats.safetensors.header import MAX_HEADER_BYTES, header_bytes
+from ckpt_lib.formats.safetensors.header import FORMAT_KEY, MAX_HEADER_BYTES, header_bytes
 from ckpt_lib.formats.safetensors.naming import INDEX_SUFFIX, file_name
 from ckpt_lib.formats.safetensors.writing import index_bytes, shards
 from ckpt_lib.formats.structure.dtypes import ORDER
@@ -37,10 +37,10 @@ def _measured(item: tuple[str, TensorStream]) -> tuple[str, int, int]:
 
 def _file(name: str, tensors: Mapping[str, TensorStream], tied: Mapping[str, str]) -> NewFile:
     ordered = sorted(tensors.items(), key=lambda item: (ORDER[item[1].dtype], item[0].encode(errors="replace")))
-    here = {other: kept for other, kept in tied.items() if kept in tensors and other != "format"}
+    here = {other: kept for other, kept in tied.items() if kept in tensors}
     entries = [(key, tensor.dtype, tensor.shape, tensor.size_bytes) for key, tensor in ordered]
     try:
-        header = header_bytes(entries, {"format": "pt", **here})
+        header = header_bytes(entries, {FORMAT_KEY: "pt", **here})
     except UnicodeEncodeError as error:
         raise UnsupportedStateError("a tensor has a name that is no text", got=ascii(error.object)[:100]) from error
     if len(header) > MAX_HEADER_BYTES:

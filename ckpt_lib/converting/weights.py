@@ -13,7 +13,7 @@ from ckpt_lib.core.payload_keys import MODEL_KEY
 from ckpt_lib.core.wording import listed, shown
 from ckpt_lib.errors import UnsupportedStateError
 from ckpt_lib.foreign import StoredTensor
-from ckpt_lib.formats.safetensors.header import METADATA_KEY
+from ckpt_lib.formats.safetensors.header import FORMAT_KEY, METADATA_KEY
 from ckpt_lib.formats.structure.dtypes import NAMES
 from ckpt_lib.formats.tensor_bytes import TensorStream
 
@@ -45,7 +45,7 @@ def weights_of(payload: Mapping[str, Any], dtype: torch.dtype | None) -> Weights
     for name, tensor in state.items():
         first = sharing.first_of(tensor)
         kept = names.setdefault(id(first), name)
-        if kept == name:
+        if name in (kept, FORMAT_KEY):  # no note in the metadata can have that name
             found.tensors[name] = tensor_stream(name, tensor, dtype)
         else:
             found.tied[name] = kept
@@ -55,7 +55,7 @@ def weights_of(payload: Mapping[str, Any], dtype: torch.dtype | None) -> Weights
 
 def _refuse(state: Mapping[str, Any]) -> None:
     others = [name for name, value in state.items() if not isinstance(value, StoredTensor)]
-    if others and all(isinstance(state[name], Mapping) for name in others):
+    if others and all(isinstance(value, Mapping) for value in state.values()):
         raise UnsupportedStateError(
             f"the checkpoint holds several models, and {_TARGET} holds the weights of one",
             got=listed(list(map(shown, others))),

@@ -103,7 +103,7 @@ class ForeignFormat:
             return tensor_ranges(file)
         file.seek(0)
         if name.endswith(".safetensors") or self._title.endswith(".safetensors"):
-            return {tensor: [(entry.start, entry.stop)] for tensor, entry in read_header(file).items()}
+            return {tensor: [(entry.start, entry.stop)] for tensor, entry in read_header(file).entries.items()}
         return {}
 
     def _outline(self, source: PayloadSource) -> Payload:

@@ -11,7 +11,7 @@ import torch
 from ckpt_lib.core.payload_keys import MODEL_KEY
 from ckpt_lib.foreign.base import ForeignCheckpoint, Region, StoredTensor
 from ckpt_lib.foreign.sources import FoundFiles
-from ckpt_lib.formats.safetensors.header import read_header, read_metadata
+from ckpt_lib.formats.safetensors.header import read_header
 from ckpt_lib.formats.structure.entries import Entry
 from ckpt_lib.stream import VerifiedFile
 
@@ -52,8 +52,9 @@ class SafetensorsFile:
 
 def tensors_of(file: VerifiedFile) -> Mapping[str, Any]:
     """Return the tensors of one file by name, tied ones by each of their names. Only its header is read."""
-    found = {name: _stored(file, name, entry) for name, entry in read_header(file).items()}
-    for alias, name in read_metadata(file).items():  # where safetensors.torch.save_model notes which it has dropped
+    header = read_header(file)
+    found = {name: _stored(file, name, entry) for name, entry in header.entries.items()}
+    for alias, name in header.metadata.items():  # where safetensors.torch.save_model notes which it has dropped
         if name in found:
             found.setdefault(alias, found[name])
     return found

@@ -69,15 +69,24 @@ def _is_walked(item: Any) -> bool:
 
 
 def materialise(value: Any) -> Any:
-    """Return nested containers with the tensors themselves; all of them are views of the files where possible."""
+    """Return nested containers with the tensors themselves; all of them are views of the files where possible.
+
+    One that has several names is read once.
+    """
+    return _materialise(value, {})
+
+
+def _materialise(value: Any, tensors: dict[int, Any]) -> Any:
     if isinstance(value, StoredTensor):
-        return value.read()
+        if id(value) not in tensors:
+            tensors[id(value)] = value.read()
+        return tensors[id(value)]
     if isinstance(value, OrderedDict):  # the state of a module, with the versions of its parts as an attribute
-        copied = OrderedDict((key, materialise(entry)) for key, entry in value.items())
+        copied = OrderedDict((key, _materialise(entry, tensors)) for key, entry in value.items())
         vars(copied).update(vars(value))
         return copied
     if isinstance(value, dict):
-        return {key: materialise(entry) for key, entry in value.items()}
+        return {key: _materialise(entry, tensors) for key, entry in value.items()}
     if isinstance(value, list):
-        return [materialise(entry) for entry in value]
-    return tuple(map(materialise, value)) if type(value) is tuple else value
+        return [_materialise(entry, tensors) for entry in value]
+    return tuple(_materialise(entry, tensors) for entry in value) if type(value) is tuple else value

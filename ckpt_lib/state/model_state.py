@@ -15,7 +15,9 @@ from ckpt_lib.state.stateful import UNCHANGED, is_module, shape_of
 Hint = Callable[[], str]
 """Returns what to do about a state that does not fit."""
 
-_LOADING = frozenset({"load_state_dict", "_load_from_state_dict", "set_extra_state"})
+_LOADING = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
+_SAVING = ("state_dict", "_save_to_state_dict", "get_extra_state")
+_METHODS = (*_LOADING, *_SAVING)
 
 
 class Fit:
@@ -32,7 +34,10 @@ class Fit:
         kinds, is_changed = _kinds_of(model)
         is_usual = is_module(model) and isinstance(current, Mapping)
         self.has_own_loading = not is_usual or is_changed or any(map(_has_own_code, kinds))
-        """True for load hooks, for loading code that is not PyTorch's, and for all that is no module."""
+        """True for hooks and code of loading or saving that are not PyTorch's, and for all that is no module.
+
+        What code of its own returns as the state need not be the names that loading wants, nor the model's memory.
+        """
         self.decides_itself = self.has_own_loading or any(map(_loads_itself, kinds))
         """True for a model that may accept other names or shapes than its own."""
 
@@ -214,31 +219,29 @@ def _refuse_nested(current: Mapping[str, Any]) -> None:
 
 
 def _kinds_of(model: Any) -> tuple[set[Any], bool]:
-    """Return the classes of all modules in a model, and whether one module has load hooks or methods of its own."""
+    """Return the classes of all modules in a model, and whether one module has hooks or methods of its own."""
     kinds, is_changed = set(), False
     for module in model.modules() if is_module(model) else ():
         kinds.add(type(module))
         is_changed |= bool(module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks)
-        is_changed |= not _LOADING.isdisjoint(vars(module))
+        is_changed |= bool(module._state_dict_pre_hooks or module._state_dict_hooks)
+        is_changed |= any(name in vars(module) for name in _METHODS)
     return kinds, is_changed
 
 
 def _has_own_code(kind: Any) -> bool:
-    """Tell whether loading into objects of a class runs code that is not PyTorch's."""
+    """Tell whether loading into objects of a class, or asking for their state, runs code that is not PyTorch's."""
     from torch import nn
 
-    return not (
-        kind.__module__.startswith("torch.nn.modules.")
-        or (
-            kind._load_from_state_dict is nn.Module._load_from_state_dict
-            and kind.load_state_dict is nn.Module.load_state_dict
-            and kind.set_extra_state is nn.Module.set_extra_state
-        )
-    )
+    is_torch = kind.__module__.startswith("torch.nn.modules.")
+    return not is_torch and any(getattr(kind, name) is not getattr(nn.Module, name) for name in _METHODS)
 
 
 def _loads_itself(kind: Any) -> bool:
-    """Tell whether a class of modules, be it one of PyTorch's, looks for its tensors in a way of its own."""
+    """Tell whether a class of modules, be it one of PyTorch's, stores or looks for its tensors in a way of its own."""
     from torch import nn
 
-    return kind._load_from_state_dict is not nn.Module._load_from_state_dict
+    return (
+        kind._load_from_state_dict is not nn.Module._load_from_state_dict
+        or kind._save_to_state_dict is not nn.Module._save_to_state_dict
+    )

@@ -98,6 +98,16 @@ def test_tied_weights_in_safetensors_are_noted_as_its_library_does(tmp_path: Pat
     assert any("head.weight" in sentence for sentence in result.left_out)
 
 
+def test_a_tied_tensor_named_format_is_stored_in_full(tmp_path: Path) -> None:
+    """The metadata says something else under that name, so that no note can be there."""
+    weight = torch.ones(2)
+    torch.save({"weight": weight, "format": weight, "other": weight}, tmp_path / "a.pt")
+    result = convert_checkpoint(tmp_path / "a.pt", tmp_path / "w.safetensors")
+    assert_same(safetensors.torch.load_file(result.path), {"weight": weight, "format": weight})
+    back = loaded(convert_checkpoint(result.path, tmp_path / "back.pt").path)["model_state_dict"]
+    assert_same({name: back[name] for name in sorted(back)}, dict.fromkeys(("format", "other", "weight"), weight))
+
+
 def test_a_large_model_becomes_shards_with_an_index(tmp_path: Path) -> None:
     """No file has more bytes of tensors than was said, but for a tensor that is larger, and the index names all."""
     weights = {f"layer{number}": torch.full((50,), float(number)) for number in range(7)} | {"large": torch.ones(300)}
@@ -204,6 +214,30 @@ def test_another_file_stays_and_the_same_one_too(tmp_path: Path) -> None:
         with pytest.raises(CheckpointExistsError):
             convert_checkpoint(tmp_path / "a.pt", first)
         assert first.read_bytes() == precious
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_link_at_the_destination_stays(tmp_path: Path, *, is_there: bool) -> None:
+    """Wherever it leads to, be it the source itself or nowhere: writing would replace it."""
+    script(tmp_path / "a.pt")
+    link = tmp_path / "b.pt"
+    link.symlink_to(tmp_path / ("a.pt" if is_there else "nowhere.pt"))
+    before = (tmp_path / "a.pt").read_bytes()
+    with pytest.raises(CheckpointExistsError, match="another file has that name"):
+        convert_checkpoint(tmp_path / "a.pt", link)
+    assert link.is_symlink()
+    assert (tmp_path / "a.pt").read_bytes() == before
+
+
+def test_shards_beside_weights_in_one_file_are_not_written(tmp_path: Path) -> None:
+    """Whoever reads the folder takes ``model.safetensors`` first, which holds another model."""
+    for name, value in (("a.pt", 1.0), ("b.pt", 2.0)):
+        torch.save({f"layer{number}": torch.full((50,), value) for number in range(3)}, tmp_path / name)
+    convert_checkpoint(tmp_path / "a.pt", tmp_path / "out", format="hf-folder")
+    before = snapshot(tmp_path)
+    with pytest.raises(CheckpointExistsError, match=r"out/model\.safetensors"):
+        convert_checkpoint(tmp_path / "b.pt", tmp_path / "out", format="hf-folder", shard_size=200)
+    assert without_locks(snapshot(tmp_path)) == without_locks(before)
 
 
 def test_shards_beside_another_index_are_not_written(tmp_path: Path) -> None:

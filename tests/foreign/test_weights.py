@@ -84,6 +84,19 @@ def test_tied_weights_have_each_of_their_names_again(tmp_path: Path) -> None:
     assert found["head.weight"].data_ptr() == found["embedding.weight"].data_ptr()
 
 
+def test_tied_weights_that_lie_unaligned_are_copied_once(tmp_path: Path) -> None:
+    """However many names a tensor has: else a small file of many names would take any amount of memory."""
+    facts = {"dtype": "F64", "shape": [2], "data_offsets": [0, 16]}
+    header = json.dumps({"__metadata__": {f"n{number}": "w" for number in range(9)}, "w": facts}).encode()
+    header += b" " * (5 - len(header) % 8)
+    data = len(header).to_bytes(8, "little") + header + torch.ones(2, dtype=torch.float64).numpy().tobytes()
+    (tmp_path / "tied.safetensors").write_bytes(data)
+    found = read(tmp_path / "tied.safetensors").payload["model_state_dict"]
+    assert_same(found, dict.fromkeys(found, torch.ones(2, dtype=torch.float64)))
+    assert len(found) == 10
+    assert len({tensor.data_ptr() for tensor in found.values()}) == 1
+
+
 def test_a_missing_shard_is_named(folder: Path) -> None:
     """Half a model is refused, with the name of the file to fetch."""
     (folder / SECOND).unlink()

@@ -5,6 +5,7 @@ memory.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from ckpt_lib.formats import format_named
 from ckpt_lib.formats.limits import extent
 from ckpt_lib.formats.safetensors import header
 from ckpt_lib.formats.safetensors.header import read_header
+from ckpt_lib.formats.structure import reading
 from ckpt_lib.formats.structure.decoding import decode
 from ckpt_lib.formats.structure.dtypes import ALL_DTYPES
 from ckpt_lib.stream import VerifiedFile
@@ -85,6 +87,15 @@ EIGHT = bytes(8)
         ('{"a": ' * 50_000, b""),
         ("[" * 100_000, b""),
         ('{"a": ' + "9" * 5000 + "}", b""),
+        (described(a=("F32", [2], [0, 8])).replace("}}", "},}"), EIGHT),
+        (described(a=("F32", [2], [0, 8])).replace("}}", "}"), EIGHT),
+        (described(a=("F32", [2], [0, 8])) + "{}", EIGHT),
+        (described(a=("F32", [2], [0, 8])).replace('"a":', '"a"'), EIGHT),
+        (described(a=("F32", [2], [0, 8])).replace('"a":', "a:"), EIGHT),
+        (described(a=("F32}", [2], [0, 8])), EIGHT),
+        (described(a=("F32", [2], [0, 8]), b=("F32", [0], [8, 8])).replace(', "b"', ' "b"'), EIGHT),
+        ('{"__metadata__": {"a": "1"}, "__metadata__": {}}', b""),
+        ('{"__metadata__": {"a": "1", "a": "1"}}', b""),
     ],
 )
 def test_a_header_that_contradicts_itself_or_the_file_is_refused(text: str | bytes, body: bytes) -> None:
@@ -105,6 +116,38 @@ def test_a_header_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(header, "MAX_HEADER_BYTES", 1000)
     with pytest.raises(CorruptCheckpointError, match="than any header may be"):
         read_header(file_of("{" + " " * 1000 + "}"))
+
+
+HEADERS = {
+    "names of nothing": b",".join(b'"%d":{}' % number for number in range(10**6)),
+    "objects": b'"a":[' + b"{}," * 5_000_000 + b"0]",
+    "objects in one": b'"a":{"dtype":[' + b"{}," * 5_000_000 + b"0]}",
+    "lists": b'"a":[' + b"[]," * 5_000_000 + b"0]",
+    "numbers": b'"a":[' + b"1," * 7_000_000 + b"0]",
+    "names of numbers": b",".join(b'"%x":0' % number for number in range(10**6)),
+}
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_header_is_read_no_further_than_its_first_wrong_tensor(kind: str) -> None:
+    """What is no tensor is refused where it is met: megabytes of it cost a hundredth of what reading them costs."""
+    file = file_of(b"{" + HEADERS[kind] + b"}")
+    start = time.process_time()
+    with pytest.raises(CorruptCheckpointError, match="malformed safetensors file"):
+        read_header(file)
+    assert time.process_time() - start < 0.3
+
+
+def test_a_header_may_be_spaced_and_escaped() -> None:
+    """Any JSON of the same meaning is the same header, wherever its blanks are and whatever its names."""
+    name = 'a"}\\{:, \u00e9'
+    text = json.dumps({name: {"data_offsets": [0, 8], "shape": [2], "dtype": "F32"}, "__metadata__": {"{": "}"}})
+    for spaced in (text, text.replace(" ", ""), json.dumps(json.loads(text), indent=3), f"{text} \n\t\r"):
+        found = read_header(file_of(spaced, EIGHT))
+        names = {json.loads(spaced).popitem()[0], *json.loads(spaced)} - {"__metadata__"}
+        assert found.entries.keys() == names
+        assert found.metadata == {"{": "}"}
+    assert read_header(file_of("{}")) == ({}, {})
 
 
 # --- the structure ---
@@ -153,6 +196,22 @@ def test_what_the_cases_below_alter_is_read() -> None:
     found = FORMAT.read(MemorySource(files_with({"a": tensor(), "b": tensor(view=view(shape=[2], offset=2))})))
     assert found["b"].tolist() == [2, 3]
     assert found["a"][2:].data_ptr() == found["b"].data_ptr()
+
+
+def test_orders_of_dimensions_are_copies_with_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file that wants one tensor in many orders asks for as many copies of it; writers know one order."""
+    monkeypatch.setattr(reading, "MAX_EXPANDED_BYTES", 100)
+    files = encode(FORMAT, {"t": torch.arange(64.0).view([2] * 6)})
+    found = json.loads(files["state.json"])
+    orders = [list(order) for order in itertools.islice(itertools.permutations([32, 16, 8, 4, 2, 1]), 1, 3)]
+    for count in (1, 2):
+        found["payload"] = {"a": [tensor(stride=order) for order in orders[:count] * 5]}
+        files["state.json"] = json.dumps(found).encode()
+        if count == 1:
+            assert len({item.data_ptr() for item in FORMAT.read(MemorySource(files))["a"]}) == 1
+        else:
+            with pytest.raises(CorruptCheckpointError, match="larger than their stored memory"):
+                FORMAT.read(MemorySource(files))
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,66 @@ def test_what_loading_code_takes_shares_no_memory(make_manager: MakeManager) -> 
     assert manager.validate_checkpoint()
 
 
+class Copying(nn.Linear):
+    """A layer whose state is a copy of its tensors, as of one that gathers them."""
+
+    def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        return {name: value.clone() for name, value in super().state_dict(*arguments, **options).items()}
+
+
+class Gathering(nn.Linear):
+    """A layer that stores copies of its tensors."""
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        for name, value in self.named_parameters():
+            destination[prefix + name] = value.detach().clone()
+
+
+def _with_hook(change: Callable[[Any], Any]) -> nn.Module:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model._register_state_dict_hook(lambda module, state, *_: change(state))  # type: ignore[no-untyped-call]
+    return model
+
+
+def _of_its_own() -> nn.Module:
+    model = nn.Linear(2, 2)
+    own = model.state_dict
+    vars(model)["state_dict"] = lambda *arguments, **options: copy.deepcopy(own(*arguments, **options))
+    return model
+
+
+COPYING: dict[str, Callable[[], nn.Module]] = {
+    "state_dict": lambda: Copying(2, 2),
+    "_save_to_state_dict": lambda: nn.Sequential(Gathering(2, 2)),
+    "a hook": lambda: _with_hook(copy.deepcopy),
+    "a method of one model": _of_its_own,
+}
+
+
+@pytest.mark.parametrize("kind", COPYING)
+def test_a_model_whose_state_is_a_copy_is_restored(make_manager: MakeManager, kind: str) -> None:
+    """What ``state_dict()`` returns need not be the memory of the model: to write into that alone restores nothing."""
+    manager, saved, model = make_manager(), COPYING[kind](), COPYING[kind]()
+    manager.save_checkpoint(model=saved, epoch=1)
+    manager.load_checkpoint(model=model)
+    pairs = zip((*model.parameters(), *model.buffers()), (*saved.parameters(), *saved.buffers()), strict=True)
+    assert all(torch.equal(restored, stored) for restored, stored in pairs)
+
+
+def test_a_model_that_does_not_load_what_it_saves_is_unchanged(make_manager: MakeManager) -> None:
+    """PyTorch notices a missing name after it has overwritten all others: they are brought back."""
+
+    def without_bias(state: dict[str, Any]) -> None:
+        del state["0.bias"]
+
+    manager, model = make_manager(), _with_hook(without_bias)
+    manager.save_checkpoint(model=_with_hook(without_bias), epoch=1)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with pytest.raises(StateMismatchError, match=r"0\.bias"):
+        manager.load_checkpoint(model=model)
+    assert is_equal([parameter.detach() for parameter in model.parameters()], before)
+
+
 class Holding:
     """An object whose loading code keeps the tensors that it is given."""
 

@@ -39,7 +39,7 @@ class SafetensorsReader(StructureReader):
     def _entry_of(self, ref: TensorRef) -> Home:
         file = self._file_of(ref)
         if file not in self._headers:
-            self._headers[file] = read_header(self._source.open(file))
+            self._headers[file] = read_header(self._source.open(file)).entries
         entry = self._headers[file].get(ref.name)
         if entry is None:
             raise malformed(f"{file} holds no {shown(ref.name)}")

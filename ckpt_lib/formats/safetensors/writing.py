@@ -15,7 +15,7 @@ from typing import TypeVar
 from ckpt_lib.errors import UnsupportedStateError
 from ckpt_lib.formats.base import Payload, PayloadSink
 from ckpt_lib.formats.gc_pause import CollectionPause
-from ckpt_lib.formats.safetensors.header import MAX_HEADER_BYTES, header_bytes
+from ckpt_lib.formats.safetensors.header import FORMAT_KEY, MAX_HEADER_BYTES, header_bytes
 from ckpt_lib.formats.safetensors.naming import INDEX_SUFFIX, STATE_FILE, Names, file_name
 from ckpt_lib.formats.structure.dtypes import ORDER
 from ckpt_lib.formats.structure.sharing import Stored
@@ -116,7 +116,7 @@ class _Structure:
         group, stored.name = names.take(called[0], "@memory" if stored.is_memory else "")
         self.groups[group].append(stored)
         for other, name in map(names.place, called[1:] if not stored.is_memory else ()):
-            if other == group and name != "format":  # the metadata has another meaning for that
+            if other == group and name != FORMAT_KEY:
                 self.aliases[group][name] = stored.name
         return group
 
@@ -149,7 +149,7 @@ def _measured(stored: Stored) -> tuple[str, int, int]:
 def _tensor_file(name: str, tensors: Iterable[Stored], aliases: Mapping[str, str]) -> _TensorFile:
     ordered = sorted(tensors, key=lambda stored: (ORDER[stored.source.dtype], stored.name.encode()))
     here = {stored.name for stored in ordered}
-    metadata = {"format": "pt", **{alias: kept for alias, kept in aliases.items() if kept in here}}
+    metadata = {FORMAT_KEY: "pt", **{alias: kept for alias, kept in aliases.items() if kept in here}}
     entries = [(item.name, item.source.dtype, tuple(item.source.shape), item.source.nbytes) for item in ordered]
     header = header_bytes(entries, metadata)
     if len(header) > MAX_HEADER_BYTES:

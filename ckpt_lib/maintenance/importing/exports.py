@@ -29,6 +29,16 @@ def import_exported(
     there = experiment.index.view().manifests
     if not any(item.is_visible and item.uid == manifest.uid for item in there):
         refuse_older(newest, epoch=manifest.epoch, step=manifest.step or None)
+    _require_loadable(origin, manifest)
+    imported, is_new = _copied(experiment, origin, manifest, progress)
+    if not is_new:
+        require_intact(experiment, imported)
+        _require_same_content(experiment, manifest, imported)
+    return Imported(imported, "a checkpoint with its manifest", is_new)
+
+
+def _require_loadable(origin: Experiment, manifest: Manifest) -> None:
+    """Raise for a checkpoint that cannot be loaded, unless the copy will tell better why."""
     try:
         require_loadable(origin, manifest)
     except FileNotFoundError:  # which the copy tells from a deletion
@@ -38,6 +48,11 @@ def import_exported(
             raise
         # The bytes are damaged: the copy says which.
 
+
+def _copied(
+    experiment: Experiment, origin: Experiment, manifest: Manifest, progress: Progress | None
+) -> tuple[Manifest, bool]:
+    """Copy a checkpoint as the newest; return the manifest there, and whether it is a new one."""
     is_new = False
 
     def change(copied: Manifest) -> Manifest:
@@ -53,10 +68,7 @@ def import_exported(
     unplaced = manifest.changed(sequence=0)  # its place in another experiment means nothing here
     imported = copies.copy(origin, unplaced, experiment, change=change, new_id=True, asked=True, progress=progress)
     assert imported is not None  # None is the answer only to those who do not ask
-    if not is_new:
-        require_intact(experiment, imported)
-        _require_same_content(experiment, manifest, imported)
-    return Imported(imported, "a checkpoint with its manifest", is_new)
+    return imported, is_new
 
 
 def _require_same_content(experiment: Experiment, manifest: Manifest, imported: Manifest) -> None:
