@@ -68,16 +68,21 @@ def import_checkpoint(
     else:
         imported = _import_one(manager, source, key_map, in_place=in_place, as_json=as_json)
     if imported and not as_json:
-        _warn_of_a_new_name(manager.experiment_name, others)
+        _tell_what_it_becomes(manager.experiment_name, others)
     if tree and not report:
         raise typer.Exit(DAMAGE)
 
 
-def _warn_of_a_new_name(name: str, others: Sequence[str]) -> None:
+def _tell_what_it_becomes(name: str, others: Sequence[str]) -> None:
+    """Say that the experiment is new, or that a run of it resumes from the import: maybe another one was meant."""
     from ckpt_lib.core.wording import did_you_mean
 
     if name not in others:
         note(f"{name!r} is a new experiment. {did_you_mean(name, others)}".rstrip(), warning=True)
+    else:
+        note(
+            f"{name} has a new latest checkpoint: the next resume goes on from it. `ckpt delete latest` takes it back."
+        )
 
 
 def _import_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +13,13 @@ from ckpt_lib.cli.choosing import is_by_condition, meeting
 from ckpt_lib.cli.cleanup import confirm, refuse_to_ask
 from ckpt_lib.cli.output import Column, as_number, note, print_facts, print_json, print_table
 from ckpt_lib.cli.session import open_manager
-from ckpt_lib.core.wording import count_of, size_text
-from ckpt_lib.errors import ConfigError
+from ckpt_lib.core.wording import count_of, listed, size_text
+from ckpt_lib.errors import CheckpointNotFoundError, ConfigError
 
 if TYPE_CHECKING:
     from ckpt_lib.core.metadata import CheckpointMetadata
+
+_SHORT_ID = re.compile(r"epoch_(\d{1,18})(?:_step_(\d{1,18}))?")
 
 
 def undelete(
@@ -44,6 +47,9 @@ def undelete(
         names = [item.checkpoint_id for item in meeting(manager.list_deleted(), names, where, tags)]
     elif not names:
         raise ConfigError("no checkpoint is named", expected="an ID, --where or --tag")
+    else:
+        deleted = manager.list_deleted()
+        names = [_deleted_id(name, deleted) for name in names]
     live = set(manager.checkpoint_ids())
     set_aside = {item.checkpoint_id for item in manager.list_quarantined()}
     back = [manager.undelete_checkpoint(checkpoint_id, pin=pin).checkpoint_id for checkpoint_id in names]
@@ -101,6 +107,32 @@ def trash(
     if dropped:
         lost = f"{size_text(sum(dropped.values()))} of {count_of(len(dropped), 'other checkpoint')} in the trash"
         note(f"{lost}: {', '.join(dropped)}. `ckpt thin --undo ID` brings back what one was thinned of.")
+
+
+def _deleted_id(name: str, deleted: Sequence[CheckpointMetadata]) -> str:
+    """Return the id that a name stands for among the deleted checkpoints: a whole id, a short one, or a tag.
+
+    A whole id stands for itself: whether it is in the trash is said by who looks for it there.
+    """
+    from ckpt_lib.core.names import is_checkpoint_id
+
+    if is_checkpoint_id(name):
+        return name
+    if short := _SHORT_ID.fullmatch(name):
+        epoch, step = int(short[1]), None if short[2] is None else int(short[2])
+        found = [item.checkpoint_id for item in deleted if item.epoch == epoch and step in (None, item.step)]
+    else:
+        found = [item.checkpoint_id for item in deleted if name.removeprefix("@") in item.tags][-1:]
+    if len(found) > 1:
+        some = listed(found, most=10)
+        raise CheckpointNotFoundError(f"{len(found)} deleted checkpoints answer to {name!r}", expected=f"one of {some}")
+    if not found:
+        raise CheckpointNotFoundError(
+            f"no deleted checkpoint answers to {name!r}",
+            expected="a tag, or an id, whole or as short as epoch_12",
+            hint=f"`ckpt trash` lists the {len(deleted)} in the trash.",
+        )
+    return found[0]
 
 
 def _described(deleted: int, dropped: dict[str, int]) -> str:

@@ -23,11 +23,14 @@ def test_a_file_of_another_program_is_imported(tmp_path: Path) -> None:
     first = run("import", path, *options)
     assert first.stdout.startswith("imported")
     assert "model.pt" in first.stderr
+    assert "'new' is a new experiment" in first.stderr
     again = run_json("import", path, *options)
     assert again["result"] == "already there"
     assert again["left_out"] == []
     odd = _write(tmp_path / "odd.pt", name="zzz")
     assert "=model" in run("import", odd, "--key", "zzz", *options, code=2).stderr
+    other = run("import", _write(tmp_path / "other.pt", 3), "-s", tmp_path / "store")
+    assert "new has a new latest checkpoint: the next resume goes on from it." in " ".join(other.stderr.split())
     found = run_json("import", odd, "--key", "zzz=model", *options)
     assert found["result"] == "imported"
     assert "odd.pt" in found["description"]
