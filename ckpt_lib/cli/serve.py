@@ -220,6 +220,9 @@ def _print_tokens(file: TokenFile, *, as_json: bool) -> None:
     if as_json:
         print_json({"tokens": [item.model_dump(mode="json", exclude={"sha256"}) for item in found]})
         return
+    if not found:
+        note("There are no tokens: `ckpt token NAME` creates one.")
+        return
     rows = [(item.name, item.scope, as_time(item.expires_at) if item.expires_at else "never") for item in found]
     print_table((Column("name"), Column("scope"), Column("expires")), rows)
 

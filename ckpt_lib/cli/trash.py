@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -17,9 +16,8 @@ from ckpt_lib.core.wording import count_of, listed, size_text
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError
 
 if TYPE_CHECKING:
+    from ckpt_lib.core.manifest import Manifest
     from ckpt_lib.core.metadata import CheckpointMetadata
-
-_SHORT_ID = re.compile(r"epoch_(\d{1,18})(?:_step_(\d{1,18}))?")
 
 
 def undelete(
@@ -114,25 +112,25 @@ def _deleted_id(name: str, deleted: Sequence[CheckpointMetadata]) -> str:
 
     A whole id stands for itself: whether it is in the trash is said by who looks for it there.
     """
-    from ckpt_lib.core.names import is_checkpoint_id
+    from ckpt_lib.experiment.selectors import Selector
 
-    if is_checkpoint_id(name):
-        return name
-    if short := _SHORT_ID.fullmatch(name):
-        epoch, step = int(short[1]), None if short[2] is None else int(short[2])
-        found = [item.checkpoint_id for item in deleted if item.epoch == epoch and step in (None, item.step)]
-    else:
-        found = [item.checkpoint_id for item in deleted if name.removeprefix("@") in item.tags][-1:]
+    selector, there = Selector.parse(name), cast("Sequence[Manifest]", deleted)  # they have the ids and tags of those
+    if selector.is_id and not selector.back:
+        return selector.name
+    found = [] if selector.back else selector.tagged(there)[-1:] or selector.matching_ids(there)
     if len(found) > 1:
-        some = listed(found, most=10)
-        raise CheckpointNotFoundError(f"{len(found)} deleted checkpoints answer to {name!r}", expected=f"one of {some}")
+        raise CheckpointNotFoundError(
+            f"{name!r} is short for {len(found)} deleted checkpoints",
+            expected="more of the id",
+            got=listed([item.checkpoint_id for item in found], most=5),
+        )
     if not found:
         raise CheckpointNotFoundError(
             f"no deleted checkpoint answers to {name!r}",
             expected="a tag, or an id, whole or as short as epoch_12",
-            hint=f"`ckpt trash` lists the {len(deleted)} in the trash.",
+            hint=f"`ckpt trash` lists the {len(deleted)} that can be brought back.",
         )
-    return found[0]
+    return found[0].checkpoint_id
 
 
 def _described(deleted: int, dropped: dict[str, int]) -> str:

@@ -139,13 +139,15 @@ def test_undelete_takes_the_names_that_other_commands_take(store: Path, ids: lis
     assert run_json("undelete", "epoch_2_step_20", "@baseline", store=store)["undeleted_ids"] == [ids[1], ids[0]]
     run("delete", "epoch_1", "--yes", store=store)
     assert run_json("undelete", "epoch_1", store=store)["undeleted_ids"] == [ids[0]]
-    for name in ("epoch_2", "epoch_1_step_11", "latest", "nothing"):
+    for name in ("epoch_2", "epoch_1_step_11", "latest", "epoch_1~1", "nothing"):
         error = run_json("undelete", name, store=store, code=2)["error"]
         assert error["message"] == f"no deleted checkpoint answers to {name!r}"
     again = CheckpointManager(CheckpointConfig(checkpoint_dir=str(store)), "digits")
     again.save_checkpoint(model=torch.nn.Linear(4, 2), epoch=1, step=11, metrics={"loss": 1.0, "accuracy": 0.5})
     run("delete", "--where", "epoch=1", "--yes", store=store)
-    assert ids[0] in run_json("undelete", "epoch_1", store=store, code=2)["error"]["expected"]
+    assert ids[0] in run_json("undelete", "epoch_1", store=store, code=2)["error"]["got"]
+    rest = ids[0].removeprefix("checkpoint_")
+    assert run_json("undelete", rest[:-1], store=store)["undeleted_ids"] == [ids[0]]
 
 
 def test_what_expired_is_told_from_leftovers(store: Path, ids: list[str]) -> None:

@@ -20,6 +20,7 @@ from tests.cli.running import CKPT, on_posix, run, run_json, run_program
 def test_tokens_are_created_listed_and_taken_back(tmp_path: Path) -> None:
     """The text is shown once, and no second token has the name of the first."""
     file = ["--tokens", str(tmp_path / "tokens.json")]
+    assert "There are no tokens" in run("token", *file).stderr
     made = run_json("token", "laptop", "--scope", "write", "--days", "30", *file)
     assert made["token"].startswith("ckpt_")
     listed = run_json("token", *file)["tokens"]
