@@ -36,6 +36,15 @@ def test_a_file_of_another_program_is_imported(tmp_path: Path) -> None:
     assert "odd.pt" in found["description"]
 
 
+def test_a_first_import_has_to_name_its_experiment(tmp_path: Path) -> None:
+    """Where there is no store yet, the hint says what to add, and with that a store is made."""
+    path, store = _write(tmp_path / "model.pt"), tmp_path / "store"
+    hint = run_json("import", path, "-s", store, code=2)["error"]["hint"]
+    assert hint.startswith("Name the experiment that is to take it in, new or not: --experiment NAME.")
+    assert not store.exists()
+    assert run_json("import", path, "-s", store, "--experiment", "new")["result"] == "imported"
+
+
 def test_in_place_finds_store_and_experiment(tmp_path: Path) -> None:
     """They are the folders that the file lies in; unpinning and deleting say what goes."""
     path = _write(tmp_path / "runs" / "exp1" / "epoch=3.ckpt")

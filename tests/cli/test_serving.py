@@ -45,6 +45,19 @@ def test_a_missing_token_file_is_refused(store: Path, tmp_path: Path) -> None:
     assert "does not exist" in run("serve", "--tokens", str(tmp_path / "none.json"), store=store, code=2).stderr
 
 
+@pytest.mark.parametrize("command", ["serve", "ui"])
+def test_a_server_tells_that_nothing_is_stored(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """It starts, for a training may begin later; the path may be mistyped as well."""
+    monkeypatch.setattr("ckpt_lib.web.server.run", lambda _settings, announce, create: announce("http://127.0.0.1:1"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    said = f"No checkpoints are stored at {tmp_path / 'none'} yet"
+    assert said in " ".join(run(command, store=tmp_path / "none").stderr.split())
+    assert "No checkpoints" not in run(command, store=store).stderr
+    assert not (tmp_path / "none").exists()
+
+
 @on_posix
 @pytest.mark.parametrize("to_file", [False, True])
 def test_changes_are_logged(store: Path, tmp_path: Path, to_file: bool) -> None:
