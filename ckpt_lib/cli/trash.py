@@ -18,6 +18,7 @@ from ckpt_lib.errors import CheckpointNotFoundError, ConfigError
 if TYPE_CHECKING:
     from ckpt_lib.core.manifest import Manifest
     from ckpt_lib.core.metadata import CheckpointMetadata
+    from ckpt_lib.manager import CheckpointManager
 
 
 def undelete(
@@ -103,8 +104,16 @@ def trash(
     if deleted:
         note(f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back.")
     if dropped:
-        lost = f"{size_text(sum(dropped.values()))} of {count_of(len(dropped), 'other checkpoint')} in the trash"
-        note(f"{lost}: {', '.join(dropped)}. `ckpt thin --undo ID` brings back what one was thinned of.")
+        _tell_of_dropped(manager, dropped)
+
+
+def _tell_of_dropped(manager: CheckpointManager, dropped: dict[str, int]) -> None:
+    """Say what the trash holds of checkpoints that are there, and for which of them that can be brought back."""
+    lost = f"{size_text(sum(dropped.values()))} of {count_of(len(dropped), 'other checkpoint')} in the trash"
+    thinned = [item.checkpoint_id for item in manager.list_checkpoints() if item.is_thinned]
+    can_come_back = any(checkpoint_id in dropped for checkpoint_id in thinned)
+    undo = " `ckpt thin --undo ID` brings back what one was thinned of." if can_come_back else ""
+    note(f"{lost}: {', '.join(dropped)}.{undo}")
 
 
 def _deleted_id(name: str, deleted: Sequence[CheckpointMetadata]) -> str:
