@@ -153,7 +153,10 @@ def export(
     checkpoint_id: options.CheckpointName,
     destination: Annotated[
         str | None,
-        typer.Argument(metavar="DEST", help="The folder to copy to, or a file that ends with .pt, .pth or .ckpt."),
+        typer.Argument(
+            metavar="DEST",
+            help="The folder to copy to, or a file that ends with .pt, .pth or .ckpt; converted, also .safetensors.",
+        ),
     ] = None,
     *,
     target_format: options.TargetFormat = None,
@@ -177,7 +180,7 @@ def export(
 
     With --where or --tag, DEST is the only argument. Several converted checkpoints get a folder of their own each.
 
-    Example: ckpt export best exported/
+    Example: ckpt export best model.safetensors --only model --dtype bf16
     """
     names, place = _names_and_destination(checkpoint_id, destination, is_by_condition(where, tags))
     refuse_memory(place)

@@ -168,7 +168,7 @@ def _print_plan(decisions: Sequence[Decision]) -> None:
         Column("id"),
         Column("plan"),
         Column("reason", wraps=True),
-        Column("bytes", optional=True),
+        Column("state", optional=True),
         Column("size", numeric=True, optional=True),
     )
     rows = [

@@ -15,7 +15,7 @@ from ckpt_lib.cli.output import Column, note, print_facts, print_json, print_tab
 from ckpt_lib.cli.progress import byte_progress, count_and_byte_progress
 from ckpt_lib.cli.session import open_manager, refuse_memory
 from ckpt_lib.core.wording import listed, size_text
-from ckpt_lib.errors import ConfigError, InvalidNameError
+from ckpt_lib.errors import ConfigError, ExperimentNotFoundError, InvalidNameError, NotAStoreError
 
 if TYPE_CHECKING:
     from ckpt_lib.maintenance.importing.report import ImportedItem, ImportReport
@@ -60,7 +60,7 @@ def import_checkpoint(
     key_map = _key_map(key)
     if in_place and store is None and experiment is None:
         store, experiment = _place_of(source, tree=tree)
-    manager = open_manager(store, experiment, config, may_be_new=True)
+    manager = _manager(store, experiment, config)
     others = [manager.experiment_name] if in_place else _experiments(manager)
     if tree:
         report = _import_tree(manager, source, key_map, in_place=in_place, as_json=as_json)
@@ -68,16 +68,30 @@ def import_checkpoint(
     else:
         imported = _import_one(manager, source, key_map, in_place=in_place, as_json=as_json)
     if imported and not as_json:
-        _warn_of_a_new_name(manager.experiment_name, others)
+        _tell_what_it_becomes(manager.experiment_name, others)
     if tree and not report:
         raise typer.Exit(DAMAGE)
 
 
-def _warn_of_a_new_name(name: str, others: Sequence[str]) -> None:
+def _manager(store: str | None, experiment: str | None, config: Path | None) -> CheckpointManager:
+    """Return the manager of the experiment that takes the import in, which may be new if it is named."""
+    try:
+        return open_manager(store, experiment, config, may_be_new=True)
+    except (NotAStoreError, ExperimentNotFoundError) as error:
+        error.hint = f"Name the experiment that is to take it in, new or not: --experiment NAME. {error.hint}"
+        raise
+
+
+def _tell_what_it_becomes(name: str, others: Sequence[str]) -> None:
+    """Say that the experiment is new, or that a run of it resumes from the import: maybe another one was meant."""
     from ckpt_lib.core.wording import did_you_mean
 
     if name not in others:
         note(f"{name!r} is a new experiment. {did_you_mean(name, others)}".rstrip(), warning=True)
+    else:
+        note(
+            f"{name} has a new latest checkpoint: the next resume goes on from it. `ckpt delete latest` takes it back."
+        )
 
 
 def _import_one(

@@ -102,8 +102,7 @@ def _looker(name: str, store: str | None, experiment: str | None, config: Any) -
             got=f"no store at {error.path}",
         ) from error
     except (CheckpointNotFoundError, ExperimentNotFoundError, ConfigError) as error:
-        here = f"There is no file or folder {name} in this folder either."
-        error.hint = f"{here} {error.hint}" if error.hint else here
+        error.message = f"there is no file or folder {name} in this folder, and {error.message}"
         raise
     from ckpt_lib.inspecting.stored import inspect_stored
 

@@ -134,7 +134,7 @@ DeletedNames = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="ID",
-        help="Ids of deleted checkpoints; `ckpt trash` lists them.",
+        help="Deleted checkpoints: a tag, or an id, whole or as short as epoch_12; `ckpt trash` lists them.",
         autocompletion=complete_deleted_ids,
     ),
 ]

@@ -88,7 +88,7 @@ def _list(found: list[dict[str, Any]], *, as_json: bool) -> None:
         print_json({"runs": found})
         return
     if not found:
-        note("No live run is registered: a run is by `with manager.share():`.")
+        note("No live run has registered; `with manager.share():` registers one.")
         return
     columns = (
         Column("pid", numeric=True),

@@ -16,7 +16,7 @@ import typer
 from ckpt_lib.cli import options
 from ckpt_lib.cli.mcp import mcp_required
 from ckpt_lib.cli.output import Column, as_time, note, print_facts, print_json, print_table
-from ckpt_lib.cli.session import read_config
+from ckpt_lib.cli.session import read_config, tell_of_no_store
 from ckpt_lib.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def serve(
         note(f"Serving {settings.config.checkpoint_dir} at {url}{PREFIX}; Ctrl-C ends it.")
         if page.is_installed():
             note(f"The page is at {page.address(url, run_token)}")
+        tell_of_no_store(settings.config)
 
     with _audit_handler(audit_log):
         run(settings, announce=announce, create=partial(_app_of, with_tools=with_tools))
@@ -169,6 +170,7 @@ def ui(
         else:
             note(f"The page of {found.checkpoint_dir} is at {address}")
             note("Ctrl-C ends it.")
+            tell_of_no_store(found)
         if in_browser:
             webbrowser.open(address)
 
@@ -219,6 +221,9 @@ def _print_tokens(file: TokenFile, *, as_json: bool) -> None:
     found = file.tokens()
     if as_json:
         print_json({"tokens": [item.model_dump(mode="json", exclude={"sha256"}) for item in found]})
+        return
+    if not found:
+        note("There are no tokens: `ckpt token NAME` creates one.")
         return
     rows = [(item.name, item.scope, as_time(item.expires_at) if item.expires_at else "never") for item in found]
     print_table((Column("name"), Column("scope"), Column("expires")), rows)

@@ -122,6 +122,21 @@ def tell_of_other_backups(manager: CheckpointManager) -> None:
         note(f"Runs of {name} have their backups in {place}: set CKPT_BACKUP_DIR to see them.", warning=True)
 
 
+def tell_of_no_store(config: CheckpointConfig) -> None:
+    """Say that nothing is stored where a server looks: a training may begin later, or the path is mistyped."""
+    from ckpt_lib.cli.output import note
+    from ckpt_lib.experiment.listing import list_experiments
+    from ckpt_lib.store import location, open_store
+
+    store = open_store(config.checkpoint_dir)
+    try:
+        list_experiments(store)
+    except NotAStoreError:
+        note(f"No checkpoints are stored at {location(store)} yet: see that the path is right.", warning=True)
+    except (CheckpointError, OSError):  # the store does not answer now; each request says so
+        return
+
+
 def require_backup_location(manager: CheckpointManager) -> None:
     """Raise ``StoreUnavailableError`` if the backup location cannot be listed, whatever the reason."""
     try:

@@ -106,10 +106,9 @@ def _tell_of_resuming(before: str | None, after: str | None) -> None:
 
 
 def _tell_of_trash(count: int, freed_bytes: int, trash_seconds: float, *, backups: bool) -> None:
-    what = f"{count_of(count, 'backup' if backups else 'checkpoint')} thinned, {size_text(freed_bytes)} less"
+    what = f"{count_of(count, 'backup' if backups else 'checkpoint')} thinned"
     if trash_seconds <= 0:
-        note(f"{what}.")
-    elif backups:
-        note(f"{what} once the trash is emptied, in {duration(trash_seconds)}.")
-    else:
-        note(f"{what} once the trash is emptied, in {duration(trash_seconds)}: `ckpt thin --undo ID` until then.")
+        note(f"{what}, {size_text(freed_bytes)} freed.")
+        return
+    undo = "" if backups else " Until then, `ckpt thin --undo ID` brings back what one has lost."
+    note(f"{what}. {size_text(freed_bytes)} are freed when the trash is emptied, in {duration(trash_seconds)}.{undo}")

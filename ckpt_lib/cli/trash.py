@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,11 +12,13 @@ from ckpt_lib.cli.choosing import is_by_condition, meeting
 from ckpt_lib.cli.cleanup import confirm, refuse_to_ask
 from ckpt_lib.cli.output import Column, as_number, note, print_facts, print_json, print_table
 from ckpt_lib.cli.session import open_manager
-from ckpt_lib.core.wording import count_of, size_text
-from ckpt_lib.errors import ConfigError
+from ckpt_lib.core.wording import count_of, listed, size_text
+from ckpt_lib.errors import CheckpointNotFoundError, ConfigError
 
 if TYPE_CHECKING:
+    from ckpt_lib.core.manifest import Manifest
     from ckpt_lib.core.metadata import CheckpointMetadata
+    from ckpt_lib.manager import CheckpointManager
 
 
 def undelete(
@@ -44,6 +46,9 @@ def undelete(
         names = [item.checkpoint_id for item in meeting(manager.list_deleted(), names, where, tags)]
     elif not names:
         raise ConfigError("no checkpoint is named", expected="an ID, --where or --tag")
+    else:
+        deleted = manager.list_deleted()
+        names = [_deleted_id(name, deleted) for name in names]
     live = set(manager.checkpoint_ids())
     set_aside = {item.checkpoint_id for item in manager.list_quarantined()}
     back = [manager.undelete_checkpoint(checkpoint_id, pin=pin).checkpoint_id for checkpoint_id in names]
@@ -99,8 +104,42 @@ def trash(
     if deleted:
         note(f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back.")
     if dropped:
-        lost = f"{size_text(sum(dropped.values()))} of {count_of(len(dropped), 'other checkpoint')} in the trash"
-        note(f"{lost}: {', '.join(dropped)}. `ckpt thin --undo ID` brings back what one was thinned of.")
+        _tell_of_dropped(manager, dropped)
+
+
+def _tell_of_dropped(manager: CheckpointManager, dropped: dict[str, int]) -> None:
+    """Say what the trash holds of checkpoints that are there, and for which of them that can be brought back."""
+    lost = f"{size_text(sum(dropped.values()))} of {count_of(len(dropped), 'other checkpoint')} in the trash"
+    thinned = [item.checkpoint_id for item in manager.list_checkpoints() if item.is_thinned]
+    can_come_back = any(checkpoint_id in dropped for checkpoint_id in thinned)
+    undo = " `ckpt thin --undo ID` brings back what one was thinned of." if can_come_back else ""
+    note(f"{lost}: {', '.join(dropped)}.{undo}")
+
+
+def _deleted_id(name: str, deleted: Sequence[CheckpointMetadata]) -> str:
+    """Return the id that a name stands for among the deleted checkpoints: a whole id, a short one, or a tag.
+
+    A whole id stands for itself: whether it is in the trash is said by who looks for it there.
+    """
+    from ckpt_lib.experiment.selectors import Selector
+
+    selector, there = Selector.parse(name), cast("Sequence[Manifest]", deleted)  # they have the ids and tags of those
+    if selector.is_id and not selector.back:
+        return selector.name
+    found = [] if selector.back else selector.tagged(there)[-1:] or selector.matching_ids(there)
+    if len(found) > 1:
+        raise CheckpointNotFoundError(
+            f"{name!r} is short for {len(found)} deleted checkpoints",
+            expected="more of the id",
+            got=listed([item.checkpoint_id for item in found], most=5),
+        )
+    if not found:
+        raise CheckpointNotFoundError(
+            f"no deleted checkpoint answers to {name!r}",
+            expected="a tag, or an id, whole or as short as epoch_12",
+            hint=f"`ckpt trash` lists the {len(deleted)} that can be brought back.",
+        )
+    return found[0].checkpoint_id
 
 
 def _described(deleted: int, dropped: dict[str, int]) -> str:

@@ -223,7 +223,7 @@ def _print_repair(report: RepairReport, *, backups: bool) -> None:
     facts = {"backup" if backups else "checkpoint": report.checkpoint_id}
     if report.damages:
         facts["rewritten"] = size_text(report.bytes_rewritten)
-        facts["was"] = "\n".join(without_names(damage.message, report.checkpoint_id) for damage in report.damages)
+        facts["damage"] = "\n".join(without_names(damage.message, report.checkpoint_id) for damage in report.damages)
     else:
         facts["result"] = report.message
     print_facts(facts)

@@ -83,7 +83,7 @@ def _why_not_saved(manager: CheckpointManager, *, as_json: bool) -> None:
         else:
             print_entry(name, "Its last save made a checkpoint.")
     if not asked:
-        note("No live run of the experiment is registered on this machine: a run is by `with manager.share():`.")
+        note("No live run of the experiment has registered on this machine; `with manager.share():` registers one.")
     print_entry(f"the store, {locations.home.location()}", *_texts(stored))
 
 

@@ -23,14 +23,26 @@ def test_a_file_of_another_program_is_imported(tmp_path: Path) -> None:
     first = run("import", path, *options)
     assert first.stdout.startswith("imported")
     assert "model.pt" in first.stderr
+    assert "'new' is a new experiment" in first.stderr
     again = run_json("import", path, *options)
     assert again["result"] == "already there"
     assert again["left_out"] == []
     odd = _write(tmp_path / "odd.pt", name="zzz")
     assert "=model" in run("import", odd, "--key", "zzz", *options, code=2).stderr
+    other = run("import", _write(tmp_path / "other.pt", 3), "-s", tmp_path / "store")
+    assert "new has a new latest checkpoint: the next resume goes on from it." in " ".join(other.stderr.split())
     found = run_json("import", odd, "--key", "zzz=model", *options)
     assert found["result"] == "imported"
     assert "odd.pt" in found["description"]
+
+
+def test_a_first_import_has_to_name_its_experiment(tmp_path: Path) -> None:
+    """Where there is no store yet, the hint says what to add, and with that a store is made."""
+    path, store = _write(tmp_path / "model.pt"), tmp_path / "store"
+    hint = run_json("import", path, "-s", store, code=2)["error"]["hint"]
+    assert hint.startswith("Name the experiment that is to take it in, new or not: --experiment NAME.")
+    assert not store.exists()
+    assert run_json("import", path, "-s", store, "--experiment", "new")["result"] == "imported"
 
 
 def test_in_place_finds_store_and_experiment(tmp_path: Path) -> None:

@@ -53,11 +53,17 @@ def test_a_path_goes_before_a_name(store: Path, file: Path, monkeypatch: pytest.
     assert run_json("inspect", "best", store=store)["kind"] == "safetensors"
 
 
-def test_a_name_that_is_neither_says_so(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistyped file is looked for in the store: the message says that it is no file either."""
+def test_a_name_that_is_neither_says_so(
+    store: Path, ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistyped file is looked for in the store: the message says first that it is no file, whatever else is wrong."""
     monkeypatch.chdir(tmp_path)
     error = run_json("inspect", "model.pt", store=store, code=2)["error"]
-    assert "no file or folder model.pt in this folder" in error["hint"]
+    assert error["message"].startswith("there is no file or folder model.pt in this folder, and no checkpoint answers")
+    (store / "letters").mkdir()
+    (store / "letters" / (payload(store, ids[0]).with_suffix(".json").name)).write_text("{}")
+    error = run_json("inspect", "model.pt", store=store, code=2)["error"]
+    assert error["message"].startswith("there is no file or folder model.pt in this folder, and the store holds 2")
     assert run_json("inspect", "./model.pt", store=store, code=2)["error"]["type"] == "NotACheckpointError"
     assert "no file or folder model.pt" in run("inspect", "model.pt", code=2).output
 

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from ckpt_lib import CheckpointConfig, CheckpointManager
 from tests.cli.running import on_posix, run, run_json, run_on_terminal, tree
 from tests.helpers import flip_bit, leave_unfinished
 
@@ -129,6 +131,23 @@ def test_undelete_and_trash(store: Path, ids: list[str]) -> None:
     assert run_json("trash", "--empty", "--yes", store=store)["removed"] == [ids[0]]
     assert run_json("trash", "--empty", store=store)["removed"] == []  # nothing to ask about
     assert run_json("undelete", ids[0], store=store, code=2)["error"]["type"] == "CheckpointNotFoundError"
+
+
+def test_undelete_takes_the_names_that_other_commands_take(store: Path, ids: list[str]) -> None:
+    """The short form of an id and a tag stand for deleted checkpoints; what several answer to, or none, is refused."""
+    run("delete", "--where", "epoch<=2", "--yes", store=store)
+    assert run_json("undelete", "epoch_2_step_20", "@baseline", store=store)["undeleted_ids"] == [ids[1], ids[0]]
+    run("delete", "epoch_1", "--yes", store=store)
+    assert run_json("undelete", "epoch_1", store=store)["undeleted_ids"] == [ids[0]]
+    for name in ("epoch_2", "epoch_1_step_11", "latest", "epoch_1~1", "nothing"):
+        error = run_json("undelete", name, store=store, code=2)["error"]
+        assert error["message"] == f"no deleted checkpoint answers to {name!r}"
+    again = CheckpointManager(CheckpointConfig(checkpoint_dir=str(store)), "digits")
+    again.save_checkpoint(model=torch.nn.Linear(4, 2), epoch=1, step=11, metrics={"loss": 1.0, "accuracy": 0.5})
+    run("delete", "--where", "epoch=1", "--yes", store=store)
+    assert ids[0] in run_json("undelete", "epoch_1", store=store, code=2)["error"]["got"]
+    rest = ids[0].removeprefix("checkpoint_")
+    assert run_json("undelete", rest[:-1], store=store)["undeleted_ids"] == [ids[0]]
 
 
 def test_what_expired_is_told_from_leftovers(store: Path, ids: list[str]) -> None:

@@ -20,6 +20,7 @@ from tests.cli.running import CKPT, on_posix, run, run_json, run_program
 def test_tokens_are_created_listed_and_taken_back(tmp_path: Path) -> None:
     """The text is shown once, and no second token has the name of the first."""
     file = ["--tokens", str(tmp_path / "tokens.json")]
+    assert "There are no tokens" in run("token", *file).stderr
     made = run_json("token", "laptop", "--scope", "write", "--days", "30", *file)
     assert made["token"].startswith("ckpt_")
     listed = run_json("token", *file)["tokens"]
@@ -42,6 +43,19 @@ def test_other_machines_are_refused_without_tokens(store: Path) -> None:
 def test_a_missing_token_file_is_refused(store: Path, tmp_path: Path) -> None:
     """A file that is named by mistake does not become a server with another token."""
     assert "does not exist" in run("serve", "--tokens", str(tmp_path / "none.json"), store=store, code=2).stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "ui"])
+def test_a_server_tells_that_nothing_is_stored(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """It starts, for a training may begin later; the path may be mistyped as well."""
+    monkeypatch.setattr("ckpt_lib.web.server.run", lambda _settings, announce, create: announce("http://127.0.0.1:1"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    said = f"No checkpoints are stored at {tmp_path / 'none'} yet"
+    assert said in " ".join(run(command, store=tmp_path / "none").stderr.split())
+    assert "No checkpoints" not in run(command, store=store).stderr
+    assert not (tmp_path / "none").exists()
 
 
 @on_posix

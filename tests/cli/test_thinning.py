@@ -32,12 +32,16 @@ def test_thin_and_undo(trained: tuple[Path, list[str]]) -> None:
     result = run("thin", first, second, "--yes", store=store)
     assert result.stdout.count("weights only") == 2
     assert "2 checkpoints thinned" in result.stderr
-    assert "ckpt thin --undo" in result.stderr
+    assert "are freed when the trash is emptied, in 1 d. Until then, `ckpt thin --undo ID" in " ".join(
+        result.stderr.split()
+    )
     assert "weights only" in run("list", store=store).stdout
     shown = " ".join(run("show", first, store=store).stderr.split())
     assert "only its weights are left" in shown
     assert f"`ckpt thin --undo {first}`" in shown
-    assert "2 other checkpoints in the trash" in run("trash", store=store).stderr
+    shown = " ".join(run("trash", store=store).stderr.split())
+    assert "2 other checkpoints in the trash" in shown
+    assert "ckpt thin --undo ID" in shown
     assert "everything" in run("thin", "--undo", first, store=store).stdout
     assert run_json("thin", second, "--yes", store=store)["checkpoints"][0]["is_thinned"] is True
     assert set(run_json("trash", store=store)["dropped_bytes"]) == {first, second}
@@ -47,6 +51,16 @@ def test_thin_and_undo(trained: tuple[Path, list[str]]) -> None:
     assert "has been removed" in run("thin", "--undo", second, store=store, code=2).stderr
     assert run_json("restore", second, store=store)
     assert run_json("show", second, store=store)["is_thinned"] is False
+
+
+def test_the_trash_offers_to_undo_what_can_be_undone(trained: tuple[Path, list[str]]) -> None:
+    """After an undo it holds the weights that were instead, and nothing is left to bring back."""
+    store, (first, *_) = trained
+    run("thin", first, "--yes", store=store)
+    run("thin", "--undo", first, store=store)
+    shown = run("trash", store=store).stderr
+    assert "1 other checkpoint in the trash" in shown
+    assert "--undo" not in shown
 
 
 @on_posix

@@ -97,7 +97,7 @@ def test_the_store_tells_why_nothing_is_saved(store: Path, tmp_path: Path) -> No
     assert by_kind["interval"]["next_epoch"] == 5
     output = run("why", "--store", store)
     assert f"`ckpt doctor --fix --store {store}`" in output.stdout
-    assert "No live run" in output.stderr
+    assert "No live run of the experiment has registered on this machine" in " ".join(output.stderr.split())
 
 
 def test_too_little_space_is_told(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
