@@ -63,8 +63,9 @@ class Actions:
             self._desk.check(request, "read")
             return self._moves[act](view, value), None
         if act in _WORKS:
-            self._desk.start(request, view.experiment, _WORKS[act](names=[value]))
-            return view, notice(f"{_STARTED[act]} started.", hint="Its outcome is in the history below, and in Jobs.")
+            self._desk.start(request, view.experiment, _WORKS[act](names=[value] if value else []))
+            place = "the history below, and in Jobs" if view.opened else "Jobs"
+            return view, notice(f"{_STARTED[act]} started.", hint=f"Its outcome is in {place}.")
         if act == "cleanup":
             work = Cleanup(max_checkpoints=view.planned, fingerprint=value)
             self._desk.start(request, view.experiment, work)

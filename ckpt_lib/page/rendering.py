@@ -188,8 +188,14 @@ class Renderer:
         shown = comparison_html(manager, view.selected)
         return {self._layout.screens["compare"]: str(shown), self._layout.compared: ", ".join(view.selected)}
 
-    def _draw_summary(self, _: gr.Request, _view: View, manager: CheckpointManager, __: ExperimentOverview) -> Updates:
-        return {self._layout.screens["summary"]: str(summary_html(manager))}
+    def _draw_summary(
+        self, request: gr.Request, _: View, manager: CheckpointManager, __: ExperimentOverview
+    ) -> Updates:
+        buttons = [button("validate", "", "Validate all")]
+        if self._desk.allows(request, "write"):
+            buttons.append(button("backup", "", "Back up all"))
+        bar = Markup('<p class="ck-bar">{}</p>').format(joined(buttons, " "))
+        return {self._layout.screens["summary"]: str(bar + summary_html(manager))}
 
     def _draw_cleanup(
         self, request: gr.Request, view: View, manager: CheckpointManager, _: ExperimentOverview

@@ -1,0 +1,292 @@
+"""The tasks of ``docs/tasks.md`` that the page does: each is done by hand, looked at in the store, and counted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from playwright.sync_api import Locator, Page, expect
+from safetensors.torch import load_file
+
+from ckpt_lib import CheckpointConfig, CheckpointManager
+from tests.browser import stores
+from tests.browser.conftest import page_of
+from tests.browser.steps import go, names
+
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "tasks.md"
+CLICKS = dict(re.findall(r"^\| ([^|]+?) \| `[^|]+` \| (\d+) \|$", DOCS.read_text("utf-8"), re.MULTILINE))
+EXPERIMENT = "digits"
+
+
+class Hand:
+    """A person's hand: counts clicks, and fields that are filled."""
+
+    def __init__(self, page: Page, manager: CheckpointManager, folder: Path) -> None:
+        self.page, self.manager, self.folder = page, manager, folder
+        self.count = 0
+
+    def click(self, name: str | re.Pattern[str], within: Locator | None = None) -> None:
+        (within or self.page).get_by_role("button", name=name).first.click()
+        self.count += 1
+
+    def tick(self, checkpoint_id: str) -> None:
+        self.page.get_by_label(f"Compare {checkpoint_id}").click()
+        self.count += 1
+
+    def fill(self, label: str, text: str) -> None:
+        self.page.get_by_label(label).fill(text)
+        self.count += 1
+
+    def choose(self, label: str, option: str) -> None:
+        self.page.get_by_label(label).click()
+        self.page.get_by_role("option", name=option, exact=True).click()
+        self.count += 2
+
+    def tab(self, name: str) -> None:
+        go(self.page, name)
+        self.count += 1
+
+    def experiment(self) -> None:
+        self.click(EXPERIMENT, self.page.locator("#ck-experiments"))
+        expect(self.page.locator(".ck-list")).to_be_visible()
+
+    def open(self, name: str) -> str:
+        checkpoint_id = self.manager.get_checkpoint(name).checkpoint_id
+        self.click(checkpoint_id, self.page.locator(".ck-list"))
+        expect(self.page.locator(".ck-head h2")).to_have_text(checkpoint_id)
+        return checkpoint_id
+
+    def download_all(self) -> list[Path]:
+        """Follow each link of an export."""
+        links = self.page.locator(".ck-history").get_by_role("link")
+        expect(links.first).to_be_visible()
+        found = []
+        for link in links.all():
+            with self.page.expect_download() as downloading:
+                link.click()
+            self.count += 1
+            found.append(self.folder / downloading.value.suggested_filename)
+            downloading.value.save_as(found[-1])
+        return found
+
+    def job_ended(self, word: str) -> None:
+        expect(self.page.locator(".ck-history")).to_contain_text(word)
+
+
+def see(hand: Hand) -> None:
+    hand.experiment()
+    assert names(hand.page) == hand.manager.checkpoint_ids()[::-1]
+
+
+def find_best(hand: Hand) -> None:
+    hand.experiment()
+    hand.fill("Conditions", "timestamp>=2025-11-24")
+    hand.click("val_loss")
+    expect(hand.page.get_by_role("columnheader", name="val_loss ↓")).to_be_visible()
+    hand.click("val_loss ↓")
+    expect(hand.page.get_by_role("columnheader", name="val_loss ↑")).to_be_visible()
+    assert names(hand.page)[0] == hand.manager.get_checkpoint("best").checkpoint_id
+
+
+def compare(hand: Hand) -> None:
+    hand.experiment()
+    two = [hand.manager.get_checkpoint(name).checkpoint_id for name in ("epoch_12", "epoch_11")]
+    for checkpoint_id in two:
+        hand.tick(checkpoint_id)
+    hand.click("Compare", hand.page.locator(".ck-bar"))
+    for checkpoint_id in two:
+        expect(hand.page.locator("#ck-compare")).to_contain_text(checkpoint_id)
+
+
+def weights(hand: Hand) -> None:
+    hand.experiment()
+    checkpoint_id = hand.open("best")
+    hand.click("Export")
+    hand.choose("Format", "safetensors (weights)")
+    hand.choose("Type of the weights", "bf16")
+    hand.click("Make the files")
+    (file,) = hand.download_all()
+    stored = hand.manager.load_checkpoint(checkpoint_id)["model_state_dict"]
+    assert {name: (value.dtype, value.shape) for name, value in load_file(file).items()} == {
+        name: (torch.bfloat16, value.shape) for name, value in stored.items()
+    }
+
+
+def hand_over(hand: Hand) -> None:
+    hand.experiment()
+    checkpoint_id = hand.open("best")
+    hand.click("Export")
+    hand.click("Make the files")
+    files = hand.download_all()
+    assert {file.suffix for file in files} == {".pt", ".json"}
+    other = CheckpointManager(hand.manager.config, "taken over")
+    other.import_checkpoint(next(file for file in files if file.suffix == ".pt"))
+    loaded, stored = (item.load_checkpoint("latest")["model_state_dict"] for item in (other, hand.manager))
+    assert all(torch.equal(loaded[name], stored[name]) for name in stored), checkpoint_id
+
+
+def from_pretrained(hand: Hand) -> None:
+    hand.experiment()
+    hand.open("best")
+    hand.click("Export")
+    hand.choose("Format", "Hugging Face model (weights)")
+    hand.click("Make the files")
+    assert "model.safetensors" in {file.name for file in hand.download_all()}
+
+
+def pin(hand: Hand) -> None:
+    hand.experiment()
+    checkpoint_id = hand.open("best")
+    hand.click("Pin")
+    expect(hand.page.get_by_role("button", name="Unpin")).to_be_visible()
+    assert hand.manager.get_checkpoint(checkpoint_id).pinned
+
+
+def tag(hand: Hand) -> None:
+    hand.experiment()
+    checkpoint_id = hand.open("best")
+    hand.click("Edit tags and description")
+    hand.fill("Tags", "even, release")
+    hand.click("Save changes")
+    expect(hand.page.locator(".ck-head")).to_contain_text("release")
+    assert hand.manager.get_checkpoint(checkpoint_id).tags == ("even", "release")
+
+
+def validate_all(hand: Hand) -> None:
+    hand.experiment()
+    hand.tab("Summary")
+    hand.click("Validate all")
+    hand.tab("Jobs")
+    row = hand.page.get_by_role("row").filter(has_text="Validate")
+    for name in ("epoch_7", "epoch_9"):
+        expect(row).to_contain_text(hand.manager.get_checkpoint(name).checkpoint_id)
+
+
+def why(hand: Hand) -> None:
+    hand.experiment()
+    hand.open("epoch_9")
+    expect(hand.page.locator(".ck-warning")).to_contain_text("A file is missing")
+
+
+def repair(hand: Hand) -> None:
+    hand.experiment()
+    checkpoint_id = hand.open("epoch_7")
+    assert not hand.manager.validate_checkpoint(checkpoint_id)
+    hand.click("Repair")
+    hand.job_ended("Repaired")
+    assert hand.manager.validate_checkpoint(checkpoint_id)
+
+
+def restore(hand: Hand) -> None:
+    hand.experiment()
+    checkpoint_id = hand.open("epoch_9")
+    hand.click("Restore")
+    hand.job_ended("Restored")
+    assert hand.manager.validate_checkpoint(checkpoint_id)
+
+
+def back_up_all(hand: Hand) -> None:
+    hand.manager.repair_checkpoint(hand.manager.get_checkpoint("epoch_7").checkpoint_id)
+    for checkpoint_id in hand.manager.backup_ids():
+        hand.manager.delete_backup(checkpoint_id)
+    hand.experiment()
+    hand.tab("Summary")
+    hand.click("Back up all")
+    hand.tab("Jobs")
+    expect(hand.page.get_by_role("row").filter(has_text="Back up")).to_contain_text("1 of 12")
+    lost = hand.manager.get_checkpoint("epoch_9").checkpoint_id
+    assert set(hand.manager.backup_ids()) == set(hand.manager.checkpoint_ids()) - {lost}
+
+
+def what_can_go(hand: Hand) -> None:
+    hand.experiment()
+    hand.tab("Clean up")
+    hand.click("Show what would go")
+    expect(hand.page.locator("#ck-cleanup")).to_contain_text("would go")
+
+
+def keep_some(hand: Hand) -> None:
+    for name in ("epoch_7", "epoch_9"):
+        hand.manager.repair_checkpoint(hand.manager.get_checkpoint(name).checkpoint_id)
+    hand.experiment()
+    hand.tab("Clean up")
+    hand.fill("Keep the best", "2")
+    hand.click("Show what would go")
+    hand.click(re.compile("^Delete .*…$"))
+    hand.click(re.compile("^Delete .*s$"), hand.page.get_by_role("alertdialog"))
+    go(hand.page, "Jobs")
+    expect(hand.page.get_by_role("row").filter(has_text="Clean up")).to_contain_text("deleted")
+    assert [item.epoch for item in hand.manager.list_checkpoints()] == [5, 11, 12]  # the first is pinned
+
+
+def delete_early(hand: Hand) -> None:
+    hand.experiment()
+    hand.fill("Conditions", "epoch<3")
+    expect(hand.page.locator(".ck-pager")).to_contain_text("1 to 2")
+    for name in ("epoch_1", "epoch_2"):
+        hand.open(name)
+        hand.click("Delete…")
+        hand.click("Delete", hand.page.get_by_role("alertdialog"))
+        expect(hand.page.get_by_role("status").filter(has_text="Deleted")).to_be_visible()
+    assert min(item.epoch for item in hand.manager.list_checkpoints()) == 3
+
+
+def bring_back(hand: Hand) -> None:
+    checkpoint_id = hand.manager.get_checkpoint("epoch_2").checkpoint_id
+    hand.manager.delete_checkpoint(checkpoint_id)
+    hand.experiment()
+    hand.tab("Trash")
+    hand.click(f"Bring back {checkpoint_id}")
+    expect(hand.page.locator("#ck-trash")).to_contain_text("The trash is empty")
+    assert checkpoint_id in hand.manager.checkpoint_ids()
+
+
+TASKS: dict[str, Callable[[Hand], None]] = {
+    "see what is there": see,
+    "find the best since a day": find_best,
+    "compare two": compare,
+    "get the best weights in bf16 as safetensors": weights,
+    "hand the best over, with its manifest": hand_over,
+    "load the weights with `from_pretrained`": from_pretrained,
+    "protect the best from every deletion": pin,
+    "tag the best": tag,
+    "read every byte": validate_all,
+    "know why one cannot be loaded": why,
+    "repair a damaged one": repair,
+    "bring back one whose file is gone": restore,
+    "copy all to the backups": back_up_all,
+    "know what can be deleted": what_can_go,
+    "keep the best and the newest": keep_some,
+    "delete those of early epochs": delete_early,
+    "bring back a deleted one": bring_back,
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CheckpointConfig:
+    """A store in which two checkpoints are damaged."""
+    return stores.damaged_store(tmp_path / "store")
+
+
+@pytest.fixture
+def address(config: CheckpointConfig, tmp_path: Path) -> Iterator[str]:
+    """The address of its page."""
+    with page_of(config, tmp_path / "server") as found:
+        yield found
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task(page: Page, address: str, config: CheckpointConfig, tmp_path: Path, task: str) -> None:
+    """It does to the store what it says, in as many clicks as the page of the docs tells."""
+    hand = Hand(page, CheckpointManager(config, EXPERIMENT), tmp_path)
+    page.goto(address)
+    TASKS[task](hand)
+    assert str(hand.count) == CLICKS.get(task)
+
+
+def test_each_task_that_the_docs_count_is_done() -> None:
+    """No number in the docs is without its test."""
+    assert CLICKS.keys() == TASKS.keys()
