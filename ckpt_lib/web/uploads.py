@@ -159,7 +159,11 @@ class Uploads:
         self.folders.remove(upload_id)
 
     def require_complete(self, upload_ids: Sequence[str]) -> list[Upload]:
-        """Return uploads. Raises as :meth:`get`, and :class:`~ckpt_lib.errors.ConfigError` if bytes are missing."""
+        """Return uploads. Raises as :meth:`get`, and :class:`~ckpt_lib.errors.ConfigError` if bytes are missing or
+        one is named twice.
+        """
+        if len(set(upload_ids)) < len(upload_ids):
+            raise ConfigError("an upload is named twice", expected="each of them once")
         found = [self.get(upload_id) for upload_id in upload_ids]
         for upload in found:
             if (there := self.offset_bytes(upload)) < upload.size_bytes:

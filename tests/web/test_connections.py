@@ -13,8 +13,8 @@ import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.web import ServerSettings, connections, server, transfers
-from tests.web.running import served
-from tests.web.test_transfers import begin, offset_of, place_of, wait_for
+from tests.web.running import served, wait_for
+from tests.web.test_transfers import begin, offset_of, place_of
 
 HEAD = b"GET /api/v1/experiments HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -29,7 +29,7 @@ from ckpt_lib.errors import CheckpointNotFoundError, StorePermissionError, Versi
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.transfers import Transfers
 from tests.cli.running import on_posix
-from tests.web.running import ended, served
+from tests.web.running import ended, served, wait_for
 
 JOBS = "/experiments/digits/jobs"
 TYPE = {"Content-Type": "application/offset+octet-stream"}
@@ -72,13 +72,6 @@ def upload(client: httpx.Client, data: bytes, name: str = "model.pt") -> str:
 
 def offset_of(client: httpx.Client, place: str) -> int:
     return int(client.head(place).headers["upload-offset"])
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def of_torch(tmp_path: Path, width: int = 3) -> bytes:
@@ -267,6 +260,8 @@ def test_nothing_is_imported_that_is_not_whole(
     assert client.post(JOBS, json=body).json()["title"] == "the upload of 'model.pt' is not complete"
     assert client.post(JOBS, json={"operation": "import", "uploads": ["0" * 32]}).status_code == 404
     assert client.post(JOBS, json={"operation": "import", "uploads": []}).status_code == 422
+    repeated = client.post(JOBS, json={"operation": "import", "uploads": ["0" * 32] * 2})
+    assert (repeated.status_code, repeated.json()["title"]) == (422, "an upload is named twice")
     altered = begin(client, data)
     add(client, place_of(altered), data[:-1] + b"?")
     job = imported(client, altered.json()["upload_id"])
