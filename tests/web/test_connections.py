@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.core.logs import logger
 from ckpt_lib.web import ServerSettings, connections, server, transfers
 from tests.web.running import served, wait_for
 from tests.web.test_transfers import begin, offset_of, place_of
@@ -122,7 +123,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_server(monkeypatch: pytes
     def fail(*_: object, **__: object) -> None:
         raise OSError("Too many open files")
 
-    monkeypatch.setattr(connections.logger, "error", fail)
+    monkeypatch.setattr(logger, "error", fail)
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(connections.survive)
     loop.call_soon(fail)
