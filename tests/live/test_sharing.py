@@ -260,6 +260,7 @@ def test_many_who_wait_do_not_hide_the_status(make_manager: MakeManager) -> None
         while sum(future.done() for future in asked) < 20 - MOST_WAITING:
             assert only_run().status().waiting == MOST_WAITING
         saved = attempt(manager, 6)
+        assert saved is not None
         outcomes = [future.exception(20) or future.result() for future in asked]
         assert outcomes.count(saved) == MOST_WAITING
         assert all(outcome == saved or isinstance(outcome, RunUnavailableError) for outcome in outcomes)
