@@ -19,6 +19,8 @@ from ckpt_lib.errors import CheckpointError, ConfigError, RunUnavailableError, S
 from ckpt_lib.live.messages import Answer, Failure, Question, RunStatus, question_in, read_line
 
 _MOST_CONNECTIONS = 16
+MOST_WAITING = 12
+"""How many saves and loads may wait for the training: the other connections answer who asks for the status."""
 _MESSAGE_SECONDS = 5.0
 _LOOK_SECONDS = 0.2
 """How often a handler looks whether the process that asked is still there."""
@@ -62,6 +64,7 @@ class RequestServer:
         self._status = status
         self._takes_loads = takes_loads
         self._waiting: deque[Request] = deque()
+        self._entering = threading.Lock()  # which the training never takes
         self._is_closing = False
         self._places = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         self._listener = socket.socket(socket.AF_UNIX)
@@ -146,7 +149,14 @@ class RequestServer:
         return Request(question)
 
     def _carried_out(self, request: Request, connection: socket.socket) -> Answer | None:
-        self._waiting.append(request)
+        with self._entering:
+            if len(self._waiting) >= MOST_WAITING:
+                raise RunUnavailableError(
+                    "too many requests wait for the training loop of the run",
+                    expected=f"at most {MOST_WAITING}",
+                    hint="Try again once it has come to a safe point.",
+                )
+            self._waiting.append(request)
         if self._is_closing and request.claim():
             self._drop(request)
             raise RunUnavailableError("the run is ending")

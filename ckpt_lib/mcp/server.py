@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mcp.server.mcpserver import Context, MCPServer
@@ -55,9 +56,8 @@ def create_server(config: CheckpointConfig, *, scope: Scope = "read") -> MCPServ
     """Return the server of a store, with the tools of ``scope`` alone. Nothing is read before the first call."""
     from ckpt_lib import __version__
 
-    server = _Server(
-        "checkpoints", instructions=_INSTRUCTIONS, version=__version__, log_level="WARNING", subscriptions=False
-    )
+    with _logging_left_alone():
+        server = _Server("checkpoints", instructions=_INSTRUCTIONS, version=__version__, subscriptions=False)
     managers = Managers(config)
     kinds: dict[Scope, tuple[object, ToolAnnotations]] = {
         "read": (ReadingTools(managers), _READS),
@@ -70,6 +70,20 @@ def create_server(config: CheckpointConfig, *, scope: Scope = "read") -> MCPServ
             function = _answering(getattr(tools, name), is_audited=needed != "read")
             server.add_tool(function, description=f"{function.__doc__} {_AS_DATA}", annotations=hints)
     return server
+
+
+@contextmanager
+def _logging_left_alone() -> Iterator[None]:
+    """Take back what is done to the root logger: a handler whose modules are imported when an error is logged fails
+    where no more files can be opened, and the server would end.
+    """
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def _answering(function: Callable[..., Any], *, is_audited: bool) -> Callable[..., Any]:

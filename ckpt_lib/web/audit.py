@@ -10,6 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ckpt_lib.web.gate import READING, is_of_page
 
 logger = logging.getLogger("ckpt_lib.audit")
+_LONGEST_PATH = 3_000
+"""No path of an operation is longer; those of requests without a token could fill the disk."""
 
 
 class Audit:
@@ -37,7 +39,7 @@ class Audit:
             facts = {
                 "who": state.get("who"),
                 "method": scope["method"],
-                "path": scope["path"],
+                "path": scope["path"][:_LONGEST_PATH],
                 "status": status,
                 "from": scope["client"][0] if scope.get("client") else None,
             }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from urllib.parse import quote
 
@@ -54,20 +55,26 @@ class Download:
         Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` if the file has another size, or the first chunk that
         was asked for is damaged. Damage behind it breaks the connection: no byte of a damaged chunk is ever sent.
         """
+        give_back = _nothing
         try:
+            give_back = request.app.state.transfers.downloads.take(request.state.who)
             self._check()
             headers = request.headers
             wanted = requested_range(headers, self.etag, self.entry.size_bytes) if self._may_be_part(request) else None
             start, stop = wanted or (0, self.entry.size_bytes)
             if request.method == "HEAD":
-                self.reader.close()
+                self._end(give_back)
                 return Response(headers=self._headers(None), media_type=MEDIA_TYPE)
             pieces = verified_pieces(self.reader, self.entry, start, stop)
             first = next(pieces, memoryview(b""))  # before the head: damage here is an error
-            return _Delivery(self, chain((first,), pieces), wanted)
+            return _Delivery(self, chain((first,), pieces), wanted, partial(self._end, give_back))
         except BaseException:
-            self.reader.close()
+            self._end(give_back)
             raise
+
+    def _end(self, give_back: Callable[[], None]) -> None:
+        self.reader.close()
+        give_back()
 
     def _may_be_part(self, request: Request) -> bool:
         return request.method == "GET" and (self.is_resumable or "if-range" in request.headers)
@@ -103,17 +110,24 @@ class Download:
 class _Delivery(StreamingResponse):
     """Sends a file, and lets the connection break where it is damaged: the length that was announced is not reached."""
 
-    def __init__(self, download: Download, pieces: Iterator[bytes | memoryview], part: tuple[int, int] | None) -> None:
+    def __init__(
+        self,
+        download: Download,
+        pieces: Iterator[bytes | memoryview],
+        part: tuple[int, int] | None,
+        end: Callable[[], None],
+    ) -> None:
         super().__init__(pieces, 206 if part else 200, download._headers(part), MEDIA_TYPE)
-        self._download = download
+        self._name = download.entry.name
+        self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         except (CheckpointError, ClientDisconnect) as error:
-            logger.error("the download of %s was broken off: %s", self._download.entry.name, error)
+            logger.error("the download of %s was broken off: %s", self._name, error)
         finally:
-            self._download.reader.close()
+            self._end()
 
 
 def verified_pieces(reader: RangeReader, entry: FileEntry, start: int, stop: int) -> Iterator[memoryview]:
@@ -138,6 +152,10 @@ def content_disposition(name: str) -> str:
     plain = _UNSAFE.sub("_", base)
     encoded = "" if plain == base else f"; filename*=UTF-8''{quote(base, safe='')}"
     return f'attachment; filename="{plain}"{encoded}'
+
+
+def _nothing() -> None:
+    """Give back a place that was not taken."""
 
 
 def _corrupt(entry: FileEntry, damages: list[Damage]) -> CorruptCheckpointError:

@@ -186,6 +186,7 @@ def get_export(request: Request, _: Reader, export_id: FolderId) -> ExportFiles:
     """List the files that a job ``export`` has made. They go a day after that."""
     exports = _exports(request)
     export = exports.get(export_id)
+    expires_at = exports.expires_at(export_id)
     items = [
         FileFacts(
             name=file.name,
@@ -201,7 +202,7 @@ def get_export(request: Request, _: Reader, export_id: FolderId) -> ExportFiles:
         checkpoint_id=export.checkpoint_id,
         items=items,
         left_out=list(export.left_out),
-        expires_at=datetime.fromtimestamp(exports.folders.expires_at(export_id), UTC),
+        expires_at=datetime.fromtimestamp(expires_at, UTC),
     )
 
 

@@ -80,6 +80,13 @@ class Exports:
         except (OSError, ValidationError) as error:
             raise no_export() from error
 
+    def expires_at(self, export_id: str) -> float:
+        """Return when an export goes, in seconds since 1970. Raises as :meth:`get`."""
+        try:
+            return self.folders.expires_at(export_id)
+        except FileNotFoundError as error:
+            raise no_export() from error
+
     def store(self, export_id: str) -> Store:
         """Return the store that holds the files of an export."""
         return open_store(str(self.folders.path(export_id) / "files"))

@@ -55,6 +55,9 @@ class Gate:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
+        if "content-length" in headers and "transfer-encoding" in headers:  # a proxy may see another end of the body
+            title = "the request has both a Content-Length and a Transfer-Encoding"
+            raise HTTPException(status.HTTP_400_BAD_REQUEST, title, {"Connection": "close"})
         if not self._access.needs_token:
             check_host(headers, self._host)
             check_origin(scope["method"], headers)

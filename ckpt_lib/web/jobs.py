@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from ckpt_lib.web.runners import DEFAULT_RUNNER, JobRunner, RunnerHost, runner_f
 
 MOST_WAITING = 100
 _KEPT = 1_000
+_KEPT_CHECKPOINTS = 100_000
+"""Of how many checkpoints ended jobs are kept: each takes about 2 KB of memory, and anyone who reads may start jobs."""
 
 Listener = Callable[[Job], object]
 
@@ -150,12 +152,24 @@ class Jobs:
             with failures_logged(f"telling of the job {job_id}"):
                 listener(job)
         with self._lock:
-            ended = sorted(item.job_id for item in self._jobs.values() if item.has_ended)
-            forgotten = ended[: max(0, len(self._jobs) - _KEPT)]
+            forgotten = _too_old(self._jobs)
             for old_id in forgotten:
                 del self._jobs[old_id]
         for old_id in forgotten:
             self._folder.remove(old_id)
+
+
+def _too_old(jobs: Mapping[str, Job]) -> list[str]:
+    """Return the ids of the oldest jobs that have ended, of which there are too many or on too many checkpoints."""
+    ended = sorted((job for job in jobs.values() if job.has_ended), key=lambda job: (job.created_at, job.job_id))
+    count, checkpoints = len(jobs), sum(len(job.checkpoint_ids) for job in ended)
+    forgotten: list[str] = []
+    for job in ended[:-1]:  # whoever waits for the newest sees how it ended
+        if count <= _KEPT and checkpoints <= _KEPT_CHECKPOINTS:
+            break
+        count, checkpoints = count - 1, checkpoints - len(job.checkpoint_ids)
+        forgotten.append(job.job_id)
+    return forgotten
 
 
 def _interrupted(job: Job, *, is_known: bool) -> JobUpdate:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +16,7 @@ from fastapi import Path as PathParameter
 
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.core.wording import size_text
-from ckpt_lib.errors import StorageFullError
+from ckpt_lib.errors import StorageFullError, StorePermissionError
 from ckpt_lib.store.local.os_errors import errors_of_writing
 
 _GOING = ".going-"
@@ -37,8 +39,22 @@ class KeptFolders:
         name = secrets.token_hex(16)
         with errors_of_writing(self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._require_private()
             (self._folder / name).mkdir(mode=0o700)
         return name
+
+    def _require_private(self) -> None:
+        """Take the folder from others, who could have made it before; refuse one that stays theirs."""
+        found = self._folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            raise StorePermissionError(
+                "the folder for transfers belongs to somebody else",
+                path=str(self._folder),
+                expected="a folder of the user of the server",
+                hint="`ckpt serve --transfers FOLDER` names another one.",
+            )
+        if found.st_mode & 0o077:
+            self._folder.chmod(0o700)
 
     def path(self, name: str) -> Path:
         """Return where a folder is, if there is one."""
@@ -60,7 +76,10 @@ class KeptFolders:
         os.utime(self.path(name))
 
     def expires_at(self, name: str) -> float:
-        """Return when a folder goes, in seconds since 1970, if nothing is written to it until then."""
+        """Return when a folder goes, in seconds since 1970, if nothing is written to it until then.
+
+        Raises ``FileNotFoundError`` if it has gone.
+        """
         return _changed_at(self.path(name)) + self.kept_seconds
 
     def sweep(self) -> None:
@@ -75,29 +94,38 @@ class KeptFolders:
 
     def size_bytes(self) -> int:
         """Return what all files take."""
-        return sum(path.stat().st_size for folder in self._paths() for path in _files_below(folder))
+        return sum(found.st_size for folder in self._paths() for found in _files_below(folder))
 
     def _paths(self) -> list[Path]:
         return list(self._folder.iterdir()) if self._folder.is_dir() else []
 
 
-def require_room(folder: Path, size_bytes: int) -> None:
-    """Raise :class:`~ckpt_lib.errors.StorageFullError` if the disk of ``folder`` has no room for so many bytes."""
+def require_room(folder: Path, size_bytes: int, *, promised_bytes: int = 0) -> None:
+    """Raise :class:`~ckpt_lib.errors.StorageFullError` if the disk of ``folder`` has no room for so many bytes, beside
+    those that others were promised.
+    """
     parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
     free_bytes = shutil.disk_usage(parent).free
-    if size_bytes > free_bytes:
+    if size_bytes + promised_bytes > free_bytes:
+        promised = f", of which {size_text(promised_bytes)} are for others" if promised_bytes else ""
         raise StorageFullError(
             "the server has no room for the file",
             expected=size_text(size_bytes),
-            got=f"{size_text(free_bytes)} free",
+            got=f"{size_text(free_bytes)} free{promised}",
             hint="Ask for space on the disk of its transfers folder.",
         )
 
 
 def _changed_at(folder: Path) -> float:
     """Return when something in a folder was last written to, in seconds since 1970."""
-    return max(path.stat().st_mtime for path in (folder, *_files_below(folder)))
+    return max(found.st_mtime for found in (folder.stat(), *_files_below(folder)))
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+def _files_below(folder: Path) -> Iterator[os.stat_result]:
+    """Yield what is known of each file; those that are renamed or removed meanwhile are passed over."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                found = os.lstat(os.path.join(place, name))
+                if stat.S_ISREG(found.st_mode):
+                    yield found

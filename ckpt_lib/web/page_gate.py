@@ -7,11 +7,12 @@ from urllib.parse import parse_qs, quote
 
 from fastapi import HTTPException, status
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ckpt_lib.web.gate import PAGE_PATH, READING, check_host, check_origin, is_of_page
+from ckpt_lib.web.page_bodies import checked_body, read_at_most
 from ckpt_lib.web.problems import response_of_status
 from ckpt_lib.web.sessions import Sessions, cookie_name
 from ckpt_lib.web.settings import ServerSettings
@@ -52,18 +53,18 @@ class PageGate:
             await self._app(scope, receive, send)
             return
 
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
-            await send(message)
-
+        request = Request(scope, receive)
         try:
-            answer = await self._answer(Request(scope, receive))
+            answer = await self._answer(request)
+            if answer is None and request.method not in READING:
+                receive = await checked_body(request)
         except HTTPException as error:
             answer = response_of_status(error)
+        except ClientDisconnect:
+            return
         if answer is None and (download := _DOWNLOAD.fullmatch(scope["path"])):
             scope = self._as_api_request(scope, f"{self._api_path}/{download[1]}")
-        await (answer or self._app)(scope, receive, send_guarded)
+        await (answer or self._app)(scope, receive, _guarded(send))
 
     def _as_api_request(self, scope: Scope, path: str) -> Scope:
         """Return the request as one to the API, with the token of the browser's session."""
@@ -118,17 +119,29 @@ class PageGate:
         return answer
 
 
+def _guarded(send: Send) -> Send:
+    """Return ``send`` with the headers of the page, and without those by which Gradio lets pages of other ports of this
+    machine read it.
+    """
+
+    async def send_guarded(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name in [name for name in headers if name.startswith("access-control-")]:
+                del headers[name]
+            headers.update(_HEADERS)
+        await send(message)
+
+    return send_guarded
+
+
 _ICON = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path d="M3 2h8l2 2v10H3z" fill="#1d4fc4"/>
 <path d="M5 9l2 2 4-4" stroke="#fff" fill="none" stroke-width="1.6"/></svg>"""
 _LEAD_ON = f'<meta http-equiv="refresh" content="0;url={PAGE_PATH}/">'
 
 
 async def _posted_token(request: Request) -> str:
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_FORM_BYTES:
-            raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, "the form is too large")
+    body = await read_at_most(request, _MAX_FORM_BYTES)
     return parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0].strip()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import closing
@@ -11,8 +12,12 @@ from fastapi import FastAPI
 
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.web.app import create_app
+from ckpt_lib.web.connections import allow_many_files, protocol_for, survive
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.settings import ServerSettings
+
+_SECONDS_TO_END = 10
+"""A client that takes or sends nothing must not keep the server from ending; what it has sent is kept."""
 
 
 def run(
@@ -38,11 +43,22 @@ def run(
 
 
 class ApiServer(uvicorn.Server):
-    """A server that ends streams without an end of their own before it waits for other requests."""
+    """A server that ends streams without an end of their own before it waits, not for ever, for other requests."""
 
     def __init__(self, app: FastAPI) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning"))
+        config = uvicorn.Config(
+            app,
+            http=protocol_for(allow_many_files()),
+            ws="none",
+            log_level="warning",
+            timeout_graceful_shutdown=_SECONDS_TO_END,
+        )
+        super().__init__(config)
         self._end_streams: list[Callable[[], None]] = app.state.end_streams
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(survive)
+        await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for end in self._end_streams:

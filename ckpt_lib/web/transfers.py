@@ -6,9 +6,12 @@ import asyncio
 
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.web.exports import Exports
+from ckpt_lib.web.places import Places
 from ckpt_lib.web.settings import ServerSettings
 from ckpt_lib.web.uploads import Uploads
 
+MOST_DOWNLOADS = 100
+"""Each holds a chunk in memory, 8 MiB."""
 _HOUR = 3_600.0
 
 
@@ -19,6 +22,7 @@ class Transfers:
         folder, kept_seconds = settings.transfers_path(), settings.transfer_seconds
         self.uploads = Uploads(folder, kept_seconds=kept_seconds, most_bytes=settings.max_transfer_bytes)
         self.exports = Exports(folder, kept_seconds=kept_seconds, most_bytes=settings.max_transfer_bytes)
+        self.downloads = Places(MOST_DOWNLOADS, "downloads")
 
     async def sweep_hourly(self) -> None:
         """Remove what has expired, now and every hour, until this is cancelled."""

@@ -187,7 +187,7 @@ def _state(request: Request, upload: Upload, offset_bytes: int) -> UploadState:
 
 
 def _headers(uploads: Uploads, upload: Upload, offset_bytes: int) -> dict[str, str]:
-    expires_at = formatdate(uploads.folders.expires_at(upload.upload_id), usegmt=True)
+    expires_at = formatdate(uploads.expires_at(upload), usegmt=True)
     offset = {"Upload-Offset": str(offset_bytes), "Upload-Length": str(upload.size_bytes)}
     return {"Tus-Resumable": VERSION, "Upload-Expires": expires_at} | offset
 

@@ -6,10 +6,12 @@ import fcntl
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
@@ -23,7 +25,7 @@ from ckpt_lib.errors import (
     StorageFullError,
     VersionConflictError,
 )
-from ckpt_lib.store.local.os_errors import errors_of_writing
+from ckpt_lib.store.local.os_errors import errors_of_writing, typed_errors
 from ckpt_lib.stream import Progress
 from ckpt_lib.web.kept_files import KeptFolders, require_room
 
@@ -58,6 +60,7 @@ class Uploads:
         self._root = folder
         self.folders = KeptFolders(folder / "uploads", kept_seconds)
         self.imports = KeptFolders(folder / "imports", kept_seconds)
+        self._creating = threading.Lock()
 
     def create(self, name: str, size_bytes: int, sha256: str, who: str) -> Upload:
         """Begin an upload.
@@ -72,6 +75,11 @@ class Uploads:
                 expected="letters, digits and . _ = + , @ -, with / between up to 8 folders",
                 got=shown(name),
             )
+        with self._creating:  # one after the other, so that no two take the same room
+            self._require_room(size_bytes)
+            return self._created(name, size_bytes, sha256, who)
+
+    def _require_room(self, size_bytes: int) -> None:
         known = self._known()
         if len(known) >= MOST_UPLOADS:
             raise AlreadyRunningError("there are too many uploads", expected=f"at most {MOST_UPLOADS:,}")
@@ -81,7 +89,15 @@ class Uploads:
                 expected=f"at most {size_text(self.most_bytes)} together",
                 hint="Import the others, DELETE them, or wait until they expire.",
             )
-        require_room(self._root, size_bytes)
+        require_room(self._root, size_bytes, promised_bytes=sum(map(self._missing_bytes, known)))
+
+    def _missing_bytes(self, upload: Upload) -> int:
+        """Return how many bytes are still to come, for which there must be room as well."""
+        with suppress(CheckpointNotFoundError):
+            return upload.size_bytes - self.offset_bytes(upload)
+        return 0
+
+    def _created(self, name: str, size_bytes: int, sha256: str, who: str) -> Upload:
         upload_id = self.folders.create()
         upload = Upload(
             upload_id=upload_id,
@@ -107,6 +123,13 @@ class Uploads:
         """Return how many bytes are there. Raises as :meth:`get`."""
         try:
             return self._data(upload).stat().st_size
+        except FileNotFoundError as error:
+            raise _no_upload() from error
+
+    def expires_at(self, upload: Upload) -> float:
+        """Return when an upload goes if nothing is added to it, in seconds since 1970. Raises as :meth:`get`."""
+        try:
+            return self.folders.expires_at(upload.upload_id)
         except FileNotFoundError as error:
             raise _no_upload() from error
 
@@ -136,7 +159,11 @@ class Uploads:
         self.folders.remove(upload_id)
 
     def require_complete(self, upload_ids: Sequence[str]) -> list[Upload]:
-        """Return uploads. Raises as :meth:`get`, and :class:`~ckpt_lib.errors.ConfigError` if bytes are missing."""
+        """Return uploads. Raises as :meth:`get`, and :class:`~ckpt_lib.errors.ConfigError` if bytes are missing or
+        one is named twice.
+        """
+        if len(set(upload_ids)) < len(upload_ids):
+            raise ConfigError("an upload is named twice", expected="each of them once")
         found = [self.get(upload_id) for upload_id in upload_ids]
         for upload in found:
             if (there := self.offset_bytes(upload)) < upload.size_bytes:
@@ -165,9 +192,8 @@ class Uploads:
             self.imports.remove(token)
 
     def _verify(self, upload: Upload, progress: Progress) -> None:
-        self.folders.touch(upload.upload_id)
         digest, size_bytes = hashlib.sha256(), 0
-        with self._data(upload).open("rb") as file:
+        with self._opened(upload) as file:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
                 size_bytes += len(block)
@@ -179,6 +205,14 @@ class Uploads:
                 got=digest.hexdigest(),
                 hint="Nothing was imported. DELETE the upload, and upload the file anew.",
             )
+
+    def _opened(self, upload: Upload) -> IO[bytes]:
+        """Open a file, which is kept from now on as if something was added to it. Raises as :meth:`get`."""
+        try:
+            self.folders.touch(upload.upload_id)
+            return self._data(upload).open("rb")
+        except FileNotFoundError as error:  # somebody has deleted it
+            raise _no_upload() from error
 
     def _link(self, upload: Upload, path: Path) -> None:
         """Give a file its name without copying it."""
@@ -203,7 +237,7 @@ class Uploads:
     @contextmanager
     def _locked(self, upload: Upload) -> Iterator[int]:
         """Open a file to append to it; nobody else does at the same time."""
-        with errors_of_writing(self._data(upload)):
+        with typed_errors(self._data(upload)):
             try:
                 descriptor = os.open(self._data(upload), os.O_WRONLY | os.O_APPEND)
             except FileNotFoundError as error:

@@ -30,7 +30,7 @@ from ckpt_lib.errors import (
 )
 from ckpt_lib.live import LiveRun, live_runs
 from ckpt_lib.live.registry import runs_folder
-from ckpt_lib.live.server import _is_gone
+from ckpt_lib.live.server import MOST_WAITING, _is_gone
 from tests.helpers import MakeManager, ids, save
 from tests.saving.failing_stores import failing
 
@@ -248,6 +248,22 @@ def test_a_request_is_withdrawn_when_nobody_waits(make_manager: MakeManager) -> 
                 asked.result(20)
     with pytest.raises(RunUnavailableError):
         run.status()
+
+
+def test_many_who_wait_do_not_hide_the_status(make_manager: MakeManager) -> None:
+    """Of more saves than the run lets wait, the rest are refused at once, and the status comes all the while."""
+    manager = make_manager(save_interval=5)
+    save(manager, 5)
+    with manager.share(), ThreadPoolExecutor(20) as pool:
+        asked = [pool.submit(only_run().save, timeout_seconds=20) for _ in range(20)]
+        waited_for(only_run(), MOST_WAITING)
+        while sum(future.done() for future in asked) < 20 - MOST_WAITING:
+            assert only_run().status().waiting == MOST_WAITING
+        saved = attempt(manager, 6)
+        assert saved is not None
+        outcomes = [future.exception(20) or future.result() for future in asked]
+        assert outcomes.count(saved) == MOST_WAITING
+        assert all(outcome == saved or isinstance(outcome, RunUnavailableError) for outcome in outcomes)
 
 
 @pytest.mark.parametrize(

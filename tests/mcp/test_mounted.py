@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import anyio
 import httpx
 import httpx2
+import pytest
 from fastapi import FastAPI
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
@@ -14,6 +16,7 @@ from mcp.types import CallToolResult
 
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.mcp.mounting import PATH, mount
+from ckpt_lib.mcp.server import create_server
 from ckpt_lib.web import ServerSettings, create_app
 from ckpt_lib.web.tokens import TokenFile
 from tests.mcp.test_tools import READING
@@ -50,6 +53,15 @@ def test_a_client_with_a_token_asks_over_http(config: CheckpointConfig, tmp_path
     assert names == READING
     assert found.structured_content is not None
     assert found.structured_content["validation"]["is_sound"] is True
+
+
+def test_the_log_of_the_program_stays_its_own(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No handler is added for the whole program, nor its level changed."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    level = root.level
+    create_server(config)
+    assert (root.handlers, root.level) == ([], level)
 
 
 def test_pages_of_other_sites_are_refused(config: CheckpointConfig, tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ def ended(client: httpx.Client, started: httpx.Response) -> Any:
     raise AssertionError(f"the job does not end: {job}")
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return once the condition holds."""
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def two_experiments(root: Path) -> CheckpointConfig:
     """Make a store of two experiments with a few checkpoints, some of which have a tag or a loss that is no number."""
     config = CheckpointConfig(checkpoint_dir=str(root), max_checkpoints=20, save_rng=False)

@@ -105,6 +105,15 @@ def test_refused_and_failed_requests_are_logged(
     assert found == [("late", 403), (None, 401), ("the token of this run", 500)]
 
 
+def test_no_path_fills_the_log(guarded: ServerSettings, caplog: pytest.LogCaptureFixture) -> None:
+    """Requests without a token leave a line each, which is short whatever they ask for."""
+    caplog.set_level(logging.INFO, logger="ckpt_lib.audit")
+    with served(guarded) as client:
+        assert client.post(f"/{'x' * 60_000}").status_code == 401
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "ckpt_lib.audit"]
+    assert len(line) < 4_000
+
+
 def test_each_token_has_its_own_rate(guarded: ServerSettings) -> None:
     """One that sends too much is told when to go on, and others are served meanwhile."""
     assert guarded.tokens_path is not None

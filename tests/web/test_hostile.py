@@ -174,6 +174,17 @@ def test_headers_that_lie(client: httpx.Client, head: str, codes: tuple[int, ...
     assert int(answer.split(" ")[1] if answer else 0) in codes, answer
 
 
+def test_two_ends_of_a_body(client: httpx.Client) -> None:
+    """What a proxy could take for the rest of a body is not answered as a request of its own."""
+    start = (
+        "POST /api/v1/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Length: 60\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
+    second = "GET /api/v1/experiments HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answer, rest = _raw(client, f"{start}0\r\n\r\n{second}".encode())
+    assert answer == "HTTP/1.1 400 Bad Request"
+    assert b"HTTP/1.1" not in rest
+
+
 def _raw(client: httpx.Client, request: bytes) -> tuple[str, bytes]:
     """Send bytes as they are; return the status line and the body, empty where the server hung up before."""
     address: Any = (client.base_url.host, client.base_url.port)

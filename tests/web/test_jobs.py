@@ -28,7 +28,7 @@ from ckpt_lib.web.operations import Validate
 from tests.cli.running import on_posix
 from tests.helpers import flip_bit
 from tests.web.own_runner import OwnRunner
-from tests.web.running import served
+from tests.web.running import served, wait_for
 
 JOBS = "/experiments/digits/jobs"
 
@@ -163,6 +163,25 @@ def test_the_number_of_waiting_jobs_is_limited(settings: ServerSettings, monkeyp
     going_on.set()
     jobs.close()
     assert {job.state for job in jobs.all()} <= {"succeeded", "cancelled"}
+
+
+def test_jobs_on_many_checkpoints_are_forgotten_sooner(
+    settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that their outcomes do not fill the memory of a server that goes on for long; the newest is kept."""
+    monkeypatch.setattr("ckpt_lib.web.jobs._KEPT_CHECKPOINTS", 7)
+    names = ["checkpoint_epoch_0001_step_000100_20231201_143022", "best", "latest"]
+    with served(settings) as client:
+        started = [client.post(JOBS, json={"operation": "validate", "names": names}) for _ in range(4)]
+        for answer in started[2:]:
+            assert len(ended(client, answer)["result"]) == 3
+        wait_for(lambda: len(client.get("/jobs").json()["items"]) == 2)
+        found = [client.get(answer.headers["location"].removeprefix("/api/v1")).status_code for answer in started]
+        assert found == [404, 404, 200, 200]
+        monkeypatch.setattr("ckpt_lib.web.jobs._KEPT_CHECKPOINTS", 1)
+        assert ended(client, client.post(JOBS, json={"operation": "validate"}))["state"] == "succeeded"
+        wait_for(lambda: len(client.get("/jobs").json()["items"]) == 1)
+    assert len(list(settings.jobs_path().glob("*.json"))) == 1
 
 
 def test_a_folder_that_cannot_be_used(settings: ServerSettings, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, page
 from ckpt_lib.web import ServerSettings
+from ckpt_lib.web.gate import MAX_BODY_BYTES
 from ckpt_lib.web.tokens import SCOPES, TokenFile
 from tests.web.running import served
 
@@ -118,6 +119,41 @@ def test_other_sites_and_other_paths(guarded: ServerSettings, tokens: dict[str, 
         headers = browser.get("/ui/").headers
         assert "default-src 'self'" in headers["content-security-policy"]
         assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_pages_of_other_ports_read_nothing(guarded: ServerSettings, tokens: dict[str, str]) -> None:
+    """Browsers send cookies to every port of a machine: no answer lets another page of this machine read it."""
+    other = {"Origin": "http://localhost:9999", "Access-Control-Request-Method": "POST"}
+    with browser_of(guarded) as browser:
+        browser.get(f"/ui/?token={tokens['read']}")
+        for answer in (browser.get("/ui/config", headers=other), browser.options("/ui/config", headers=other)):
+            assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9/", "{folder}/secret"])
+def test_the_page_takes_no_files(
+    guarded: ServerSettings, tokens: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Gradio would copy files of the server and of other servers into its cache, for whoever may read."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "cache"))
+    (tmp_path / "secret").write_text("secret")
+    with browser_of(guarded) as browser:
+        browser.get(f"/ui/?token={tokens['read']}")
+        functions = browser.get("/ui/config").json()["dependencies"]
+        found = next(item for item in functions if len(item["inputs"]) == 3)
+        file = {"path": place.format(folder=tmp_path), "meta": {"_type": "gradio.FileData"}}
+        body = {"data": [None, file, ""], "fn_index": found["id"], "session_hash": "x"}
+        spelled = json.dumps(body).replace("gradio.F", "\\u0067radio.F")
+        for content in (json.dumps(body), spelled, json.dumps(body).encode("utf-16")):
+            for path in ("run/predict", "queue/join"):
+                headers = {"Content-Type": "application/json"}
+                answer = browser.post(f"/ui/gradio_api/{path}", content=content, headers=headers)
+                assert (answer.status_code, answer.json()["title"]) == (400, "the page takes no files")
+        assert not list(tmp_path.rglob("cache/*/secret"))
+        for content in ("[" * 100_000, "{", b"\xff"):
+            assert browser.post("/ui/gradio_api/run/predict", content=content).status_code == 400
+        large = json.dumps({"data": "x" * MAX_BODY_BYTES})
+        assert browser.post("/ui/gradio_api/run/predict", content=large).status_code == 413
 
 
 def test_without_tokens_the_host_is_checked(config: CheckpointConfig, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -25,11 +25,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.errors import VersionConflictError
+from ckpt_lib.errors import CheckpointNotFoundError, StorePermissionError, VersionConflictError
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.transfers import Transfers
 from tests.cli.running import on_posix
-from tests.web.running import ended, served
+from tests.web.running import ended, served, wait_for
 
 JOBS = "/experiments/digits/jobs"
 TYPE = {"Content-Type": "application/offset+octet-stream"}
@@ -72,13 +72,6 @@ def upload(client: httpx.Client, data: bytes, name: str = "model.pt") -> str:
 
 def offset_of(client: httpx.Client, place: str) -> int:
     return int(client.head(place).headers["upload-offset"])
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def of_torch(tmp_path: Path, width: int = 3) -> bytes:
@@ -267,6 +260,8 @@ def test_nothing_is_imported_that_is_not_whole(
     assert client.post(JOBS, json=body).json()["title"] == "the upload of 'model.pt' is not complete"
     assert client.post(JOBS, json={"operation": "import", "uploads": ["0" * 32]}).status_code == 404
     assert client.post(JOBS, json={"operation": "import", "uploads": []}).status_code == 422
+    repeated = client.post(JOBS, json={"operation": "import", "uploads": ["0" * 32] * 2})
+    assert (repeated.status_code, repeated.json()["title"]) == (422, "an upload is named twice")
     altered = begin(client, data)
     add(client, place_of(altered), data[:-1] + b"?")
     job = imported(client, altered.json()["upload_id"])
@@ -395,3 +390,48 @@ def test_transfers_are_limited_and_private(settings: ServerSettings) -> None:
         assert job["result"][0]["problem"]["type"] == "StorageFullError"
     for path in (settings.transfers_path() / "uploads").iterdir():
         assert path.stat().st_mode & 0o77 == 0
+
+
+def test_there_is_room_for_what_was_promised(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uploads that have begun keep their room on the disk, however many begin at once."""
+    with served(settings) as client:
+        free_bytes = shutil.disk_usage(settings.config.checkpoint_dir)._replace(free=1_000)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: free_bytes)
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: begin(client, b"x" * 600), range(8)))
+        assert sorted(answer.status_code for answer in answers) == [201, *[507] * 7]
+        refused = next(answer for answer in answers if answer.status_code == 507)
+        assert refused.json()["got"] == "1000 B free, of which 600 B are for others"
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: free_bytes._replace(free=2_000))
+        assert begin(client, b"x" * 600).status_code == 201
+
+
+def test_what_is_deleted_meanwhile_is_not_there(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload or export that goes while it is asked for is not found, as it would be a moment later."""
+    uploads = Transfers(settings).uploads
+    found = uploads.create("model.pt", 3, "0" * 64, "me")
+    uploads.append(found, 0, b"x")
+    uploads.remove(found.upload_id)
+    for ask in (
+        lambda: uploads.append(found, 1, b"x"),
+        lambda: uploads.sync(found),
+        lambda: uploads.expires_at(found),
+        lambda: uploads._verify(found, lambda _: None),
+        lambda: Transfers(settings).exports.expires_at("0" * 32),
+    ):
+        with pytest.raises(CheckpointNotFoundError):
+            ask()
+
+
+def test_a_folder_that_others_have_made(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others may enter it, they cannot any more; where it is theirs, nothing is put into it."""
+    folder = settings.transfers_path() / "uploads"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    uploads = Transfers(settings).uploads
+    uploads.create("model.pt", 3, "0" * 64, "me")
+    assert folder.stat().st_mode & 0o77 == 0
+    user_id = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user_id + 1)
+    with pytest.raises(StorePermissionError):
+        uploads.create("model.pt", 3, "0" * 64, "me")
