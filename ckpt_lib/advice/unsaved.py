@@ -93,11 +93,11 @@ def _pace(saved: Sequence[Manifest], now: datetime) -> Iterator[NotSaved]:
     if usual is None:
         yield NotSaved(kind="unknown", message=f"{last}, too early in its run to tell the usual interval", **facts)
     elif age > max(_OVERDUE * usual, _OVERDUE_SECONDS):
-        message = f"{last}, although the run saved every {duration(usual)}: it has ended, hangs, or its saves fail"
+        message = f"{last}, although the run saved {_usually(usual)}: it has ended, hangs, or its saves fail"
         yield NotSaved(kind="overdue", message=message, hint="Its log says more.", **facts)
     else:
         left = max(0.0, usual - age)
-        message = f"{last}, and the run saves every {duration(usual)}"
+        message = f"{last}, and the run saves {_usually(usual)}"
         yield NotSaved(kind="interval", message=message, seconds_left=left, **facts)
 
 
@@ -127,3 +127,7 @@ def _configured(locations: Locations, saved: Sequence[Manifest]) -> Iterator[Not
                 best=value,
                 checkpoint_id=best[0].checkpoint_id,
             )
+
+
+def _usually(seconds: float) -> str:
+    return f"every {duration(seconds)}" if seconds >= 1 else "several times a second"

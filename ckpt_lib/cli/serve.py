@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -148,8 +149,6 @@ def ui(
 
     Example: ckpt ui --store runs
     """
-    import webbrowser
-
     from pydantic import SecretStr
 
     from ckpt_lib import page
@@ -172,10 +171,20 @@ def ui(
             note("Ctrl-C ends it.")
             tell_of_no_store(found)
         if in_browser:
-            webbrowser.open(address)
+            _open_in_browser(address, Path(folder))
 
-    with _audit_handler(None):
+    with _audit_handler(None), tempfile.TemporaryDirectory(prefix="ckpt-") as folder:
         run(settings, announce=announce, create=page.create_app)
+
+
+def _open_in_browser(address: str, folder: Path) -> None:
+    """Open an address by a file that leads to it: other users see the arguments of the browser, and not this folder."""
+    import webbrowser
+    from html import escape
+
+    file = folder / "page.html"
+    file.write_text(f'<!doctype html><meta http-equiv="refresh" content="0;url={escape(address)}">', encoding="utf-8")
+    webbrowser.open(file.as_uri())
 
 
 def token(

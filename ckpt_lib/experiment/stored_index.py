@@ -111,6 +111,7 @@ def overview_of(view: View, experiment_name: str, listed_seconds: float) -> Expe
     """Return what lists of experiments show of one whose listing began at this time."""
     newest = view.usable[-1] if view.usable else None
     best = view.best if newest else None
+    best_value = best.metrics[newest.monitor.metric] if newest and best else None
     return ExperimentOverview(
         experiment_name=experiment_name,
         total_checkpoints=len(view.usable),
@@ -119,7 +120,7 @@ def overview_of(view: View, experiment_name: str, listed_seconds: float) -> Expe
         latest_timestamp=newest.timestamp if newest else None,
         best_checkpoint=best.checkpoint_id if best else None,
         monitor_metric=newest.monitor.metric if newest else None,
-        best_value=float(best.metrics[newest.monitor.metric] or 0) if newest and best else None,
+        best_value=None if best_value is None else float(best_value),
         unreadable_checkpoints=len(view.unreadable),
         quarantined_checkpoints=len(view.quarantined),
         as_of=datetime.fromtimestamp(listed_seconds, UTC),

@@ -23,6 +23,12 @@ _FILE_BY_ITSELF = re.compile(rf"(?i)(\d+|{_SAID}([-_.]{_SAID})*|best|last)\.(pt|
 _ONE_OF_SEVERAL = re.compile(r"(global_step|iter_)\d+")
 _POINTERS = {"latest", "latest_checkpointed_iteration.txt"}
 """What DeepSpeed and Megatron have beside those folders."""
+_WEIGHTS = {name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")}
+_BESIDE_WEIGHTS = re.compile(
+    r"(model|pytorch_model|adapter|optimizer|scheduler|scaler|sampler|dl_state|rng_state|random_state|training_args"
+    r"|custom_checkpoint)"
+)
+"""How the names of files begin that Transformers and Accelerate have beside their weights."""
 _PART = re.compile(r"(global_step|iter_)\d+|release|mp_rank_\w+|(pytorch_model|model|optimizer)\w*_\d+|\d+_\w+")
 """Folders within checkpoints of processes, and of the modules of one model."""
 
@@ -121,7 +127,10 @@ def _several(folder: Folder) -> set[str]:
 def _files_apart(folder: Folder) -> set[str]:
     """Return which files are no parts of a checkpoint that the folder is."""
     pointers = _POINTERS if _several(folder) else set()
-    return pointers | {name for name in folder.files if _FILE_BY_ITSELF.fullmatch(name)}
+    apart = {name for name in folder.files if _FILE_BY_ITSELF.fullmatch(name)}
+    if _WEIGHTS & folder.files.keys():
+        apart |= {name for name in folder.files if name.endswith(CERTAIN_SUFFIXES) and not _BESIDE_WEIGHTS.match(name)}
+    return pointers | apart
 
 
 def _found(folder: Folder, names: Mapping[str, int]) -> Found:

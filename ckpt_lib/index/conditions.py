@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import ByteSize, TypeAdapter
@@ -31,7 +31,9 @@ OPERATORS: dict[Operator, Callable[[Any, Any], bool]] = {
 _SIGNS: dict[str, Operator] = {**{sign: sign for sign in OPERATORS}, "=": "=="}
 _METRIC_PREFIX = "metrics."
 _SPELLED = re.compile(r"\s*([^<>=!]*[^<>=!\s])\s*(<=|>=|==|!=|<|>|=)\s*(.*\S)\s*", re.DOTALL)
-_EXAMPLES = "a comparison such as val_loss<0.3, epoch>=10, file_size>1GB, timestamp>=2026-11-01 or pinned=true"
+_AGE = re.compile(r"(\d+(?:\.\d+)?)(min|[hdw])")
+_SECONDS = {"min": 60, "h": 3_600, "d": 86_400, "w": 604_800}
+_EXAMPLES = "a comparison such as val_loss<0.3, epoch>=10, file_size>1GB, timestamp>=7d or pinned=true"
 
 
 def _number(text: str) -> float:
@@ -43,8 +45,17 @@ def _size_bytes(text: str) -> int:
 
 
 def _moment(text: str) -> datetime:
+    if age := _AGE.fullmatch(text):
+        return _before_now(float(age[1]) * _SECONDS[age[2]])
     moment = datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _before_now(seconds: float) -> datetime:
+    try:
+        return datetime.now(UTC) - timedelta(seconds=seconds)
+    except OverflowError as error:
+        raise ValueError("nothing is so old") from error
 
 
 def _truth(text: str) -> bool:
@@ -86,7 +97,7 @@ def _is_text(value: Value) -> bool:
 
 _COUNT = _Kind(_number, _is_number, "a number")
 _SIZE = _Kind(_size_bytes, _is_number, "a size, such as 500MB or 1GiB")
-_MOMENT = _Kind(_moment, _is_moment, "a date or time, such as 2026-11-01 or 2026-11-01T12:30, of UTC or with its zone")
+_MOMENT = _Kind(_moment, _is_moment, "a date or time, such as 2026-11-01 or 2026-11-01T12:30, or an age, such as 7d")
 _TRUTH = _Kind(_truth, _is_truth, "true or false")
 _TEXT = _Kind(str, _is_text, "a text")
 _METRIC = _Kind(_number_or_text, lambda value: _is_number(value) or _is_text(value), "a finite number or a text")

@@ -69,10 +69,11 @@ def register(record: RunRecord) -> Path:
     return path
 
 
-def forget(path: Path, record: RunRecord) -> None:
-    """Remove a registration and its socket, as far as they are there."""
-    with suppress(OSError):
-        path.unlink(missing_ok=True)
+def forget(path: Path | None, record: RunRecord) -> None:
+    """Remove a registration, if there is one, and the socket, as far as they are there."""
+    if path is not None:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
     socket_path = Path(record.socket)
     with suppress(OSError):
         socket_path.unlink(missing_ok=True)

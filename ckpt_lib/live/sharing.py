@@ -169,8 +169,9 @@ class Sharing:
             return
         check_possible()
         record = self._record()
-        registration = register(record)
+        registration: Path | None = None
         try:
+            registration = register(record)
             server = RequestServer(Path(record.socket), self.status, takes_loads=load is not None)
             self._shared = _Shared(server, state, load, os.getpid())
             try:

@@ -7,7 +7,11 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported, which sends a request otherwise
+from platformdirs import user_cache_path
+
+# Before Gradio is imported: it sends a request otherwise, and shares a folder with the other users of this machine.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+os.environ["GRADIO_TEMP_DIR"] = str(user_cache_path("ckpt") / "gradio")
 
 import gradio as gr
 from markupsafe import Markup

@@ -111,7 +111,7 @@ class KeepBest(_Policy):
         healthy = [record for record in records if record.healthy]
         best = ranked(healthy, Monitor(metric=self.metric, mode=self.mode))[: self.count]
         return {
-            record.checkpoint_id: f"best {position} of {self.count} by {self.metric}"
+            record.checkpoint_id: f"best by {self.metric}" + (f", {position} of {self.count}" if self.count > 1 else "")
             for position, record in enumerate(best, start=1)
         }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.errors import AlreadyRunningError, CheckpointNotFoundError
+from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.web.job import Job, JobUpdate
 from ckpt_lib.web.job_folder import JobFolder
 from ckpt_lib.web.managers import Managers
@@ -57,7 +58,7 @@ class Jobs:
         if self._folder.is_open:
             return
         factories = {name: runner_factory(name) for name in (DEFAULT_RUNNER, self._runner_name)}
-        host = RunnerHost(self._managers.config, self._managers.for_job, self.update)
+        host = RunnerHost(self._managers.config, self._manager_of, self.update)
         self._folder.open()
         try:
             self._jobs = {job.job_id: job for job in self._folder.read()}
@@ -83,7 +84,7 @@ class Jobs:
             job_id=f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}",
             experiment_name=experiment_name,
             work=work,
-            checkpoint_ids=work.resolve(self._managers.for_job(experiment_name)),
+            checkpoint_ids=work.resolve(self._managers.for_job(experiment_name, may_create=work.may_create)),
             who=who,
             runner=runner,
             created_at=now,
@@ -97,6 +98,9 @@ class Jobs:
         self._store(job.job_id)
         self._runners[runner].start(job)
         return job
+
+    def _manager_of(self, job: Job) -> CheckpointManager:
+        return self._managers.for_job(job.experiment_name, may_create=job.work.may_create)
 
     def get(self, job_id: str) -> Job:
         """Return a job as it is now. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`."""
@@ -134,6 +138,18 @@ class Jobs:
         if (job.state, job.url) != (before.state, before.url):
             self._store(job_id)
 
+    def tell(self, job_id: str) -> None:
+        """Call the listeners with a job that has gone on, unless it has ended: they know that already."""
+        with self._writing:  # so that an older state is not told last
+            job = self._jobs.get(job_id)
+            if job is not None and not job.has_ended:
+                self._tell(job)
+
+    def _tell(self, job: Job) -> None:
+        for listener in self._listeners:
+            with failures_logged(f"telling of the job {job.job_id}"):
+                listener(job)
+
     def close(self) -> None:
         """End the runners, and release the folder."""
         for runner in self._runners.values():
@@ -148,9 +164,7 @@ class Jobs:
             if job is None:  # forgotten meanwhile
                 return
             self._folder.write(job)
-        for listener in self._listeners:
-            with failures_logged(f"telling of the job {job_id}"):
-                listener(job)
+            self._tell(job)
         with self._lock:
             forgotten = _too_old(self._jobs)
             for old_id in forgotten:

@@ -6,7 +6,6 @@ import threading
 from collections import OrderedDict
 
 from ckpt_lib.config import CheckpointConfig
-from ckpt_lib.core.names import check_experiment_name
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.listing import check_experiment_exists
 from ckpt_lib.manager import CheckpointManager
@@ -24,15 +23,7 @@ class Managers:
         self._store = open_store(config.checkpoint_dir)
         self._backups = open_store(config.backup_dir) if config.backup_dir else None
         self._known: OrderedDict[str, CheckpointManager] = OrderedDict()
-        self._new: set[str] = set()
         self._lock = threading.Lock()
-
-    def expect(self, experiment_name: str) -> None:
-        """Let :meth:`for_job` return a manager although the experiment is not there yet.
-
-        Raises :class:`~ckpt_lib.errors.InvalidNameError`.
-        """
-        self._new.add(check_experiment_name(experiment_name))
 
     def of(self, experiment_name: str) -> CheckpointManager:
         """Return the manager of an experiment, which may consist of backups alone.
@@ -42,9 +33,9 @@ class Managers:
         check_experiment_exists(self._store, experiment_name, backups=self._backups)
         return self._manager(experiment_name)
 
-    def for_job(self, experiment_name: str) -> CheckpointManager:
-        """Return the manager of an experiment that exists, or that an import is to create. Raises as :meth:`of`."""
-        return self._manager(experiment_name) if experiment_name in self._new else self.of(experiment_name)
+    def for_job(self, experiment_name: str, *, may_create: bool) -> CheckpointManager:
+        """Return the manager of an experiment that exists or, with ``may_create``, may. Raises as :meth:`of`."""
+        return self._manager(experiment_name) if may_create else self.of(experiment_name)
 
     def _manager(self, experiment_name: str) -> CheckpointManager:
         with self._lock:

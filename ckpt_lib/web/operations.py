@@ -65,6 +65,11 @@ class Work(BaseModel):
         """True if only the server can do it, which has the uploads and exports."""
         return False
 
+    @property
+    def may_create(self) -> bool:
+        """True if it creates the experiment where there is none of its name."""
+        return False
+
     def prepare(self, transfers: Transfers) -> None:
         """Learn where uploads and exports are, and check what can be checked at once. The server calls it first."""
 
@@ -241,6 +246,10 @@ class Import(Work):
     @property
     def needs_transfers(self) -> bool:
         return True
+
+    @property
+    def may_create(self) -> bool:
+        return self.new_experiment
 
     def prepare(self, transfers: Transfers) -> None:
         self._uploads = transfers.uploads

@@ -71,7 +71,7 @@ class ThreadRunner:
             self._host.update(job.job_id, JobUpdate(done_bytes=done_bytes))
 
         try:
-            manager = self._host.manager_of(job.experiment_name)
+            manager = self._host.manager_of(job)
             total_bytes = job.work.total_bytes(manager, job.checkpoint_ids)
             self._host.update(job.job_id, JobUpdate(total_bytes=total_bytes))
             return ending_of(job.work.do(manager, job.checkpoint_ids, step))

@@ -70,8 +70,8 @@ class TokenFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._read_at: tuple[int, int] | None = None
-        self._tokens: tuple[Token, ...] = ()
+        self._known: tuple[tuple[int, int] | None, tuple[Token, ...]] = (None, ())
+        """The version of the file that was read last, and its tokens."""
 
     def create(self, name: str, scope: Scope, *, lifetime: timedelta | None = None) -> str:
         """Add a token and return its text, which is not stored.
@@ -114,9 +114,11 @@ class TokenFile:
         except FileNotFoundError:
             return ()
         version = (status.st_mtime_ns, status.st_ino)
-        if version != self._read_at:
-            self._tokens, self._read_at = self._read(), version
-        return self._tokens
+        read_version, tokens = self._known  # at once: another thread may be reading the file anew
+        if version != read_version:
+            tokens = self._read()
+            self._known = (version, tokens)
+        return tokens
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

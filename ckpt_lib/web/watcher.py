@@ -141,7 +141,7 @@ class Watcher:
         now = {job.job_id: job for job in self._jobs.unfinished()}
         for job_id, job in now.items():
             if job.done_bytes != self._done_bytes.get(job_id, 0):
-                self._publish_job(job)
+                self._jobs.tell(job_id)
         self._done_bytes = {job_id: job.done_bytes for job_id, job in now.items()}
 
     def _hear(self, event: events.Event) -> None:

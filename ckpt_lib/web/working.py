@@ -11,8 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ckpt_lib.web.access import Reader, Writer, authorize, bearer
 from ckpt_lib.web.job import Job, JobSummary
 from ckpt_lib.web.jobs import Jobs
-from ckpt_lib.web.managers import Managers
-from ckpt_lib.web.operations import AnyWork, Import
+from ckpt_lib.web.operations import AnyWork
 from ckpt_lib.web.reading import ExperimentName, Page
 
 router = APIRouter()
@@ -49,9 +48,6 @@ def start_job(
     """
     who = authorize(request, work.scope, credentials.credentials if credentials else None)
     work.prepare(request.app.state.transfers)
-    if isinstance(work, Import) and work.new_experiment:
-        managers: Managers = request.app.state.managers
-        managers.expect(experiment)
     job = jobs_of(request).start(experiment, work, who)
     response.headers["Location"] = str(request.url_for("get_job", job_id=job.job_id).path)
     return job

@@ -63,8 +63,10 @@ def watched_page(browser: Browser, *, width: int = 1400, scheme: str = "light") 
     page = context.new_page()
     page.set_default_timeout(60_000)
     watched = Watched(page)
-    yield page, watched
-    context.close()
+    try:
+        yield page, watched
+    finally:
+        context.close()
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def see(hand: Hand) -> None:
 
 def find_best(hand: Hand) -> None:
     hand.experiment()
-    hand.fill("Conditions", "timestamp>=2025-11-24")
+    hand.fill("Conditions", "timestamp>=7d")
     hand.click("val_loss")
     expect(hand.page.get_by_role("columnheader", name="val_loss ↓")).to_be_visible()
     hand.click("val_loss ↓")
@@ -246,7 +246,7 @@ def bring_back(hand: Hand) -> None:
 
 TASKS: dict[str, Callable[[Hand], None]] = {
     "see what is there": see,
-    "find the best since a day": find_best,
+    "find the best of the last week": find_best,
     "compare two": compare,
     "get the best weights in bf16 as safetensors": weights,
     "hand the best over, with its manifest": hand_over,

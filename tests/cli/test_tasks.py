@@ -108,7 +108,7 @@ def test_see_what_is_there(folder: Path, ids: dict[int, str]) -> None:
 
 def test_find_the_best_since_a_day(folder: Path, ids: dict[int, str]) -> None:
     before = tree(folder)
-    shown = perform("find the best since a day").stdout
+    shown = perform("find the best of the last week").stdout
     assert [name for name in ids.values() if name in shown] == [ids[BEST]]
     assert tree(folder) == before
 

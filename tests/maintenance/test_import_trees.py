@@ -86,6 +86,19 @@ def _header(entries: dict[str, Any]) -> bytes:
     return struct.pack("<Q", len(text)) + text + bytes(16)
 
 
+def test_files_beside_weights_are_told_of(make_manager: MakeManager, tmp_path: Path) -> None:
+    """A folder that Transformers wrote is one checkpoint; what somebody else put there is not taken for its part."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    save_file(nn.Linear(2, 2).state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    torch.save({"lr_lambdas": []}, folder / "scheduler.pt")
+    torch.save({"state_dict": nn.Linear(2, 2).state_dict(), "epoch": 3}, folder / "mine.pt")
+    (folder / "cut.pt").write_bytes((folder / "mine.pt").read_bytes()[:300])
+    found = {item.path: item.result for item in make_manager("run").import_checkpoints(tmp_path).items}
+    assert found == {"mixed": "imported", "mixed/mine.pt": "imported", "mixed/cut.pt": "damaged"}
+
+
 def test_each_of_forty_files_gets_its_sentence(manager: CheckpointManager, tmp_path: Path) -> None:
     """Good, old, truncated, hostile and half-written ones: none stops the others, and no code is run."""
     tree, canary = tmp_path / "tree", tmp_path / "ran"

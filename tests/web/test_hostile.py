@@ -77,9 +77,10 @@ def spelled(name: str) -> str:
 
 
 def check_refused(response: httpx.Response, *codes: int) -> None:
-    """A refusal is a problem, in JSON, that no browser takes for a page, and that shows no path of the server."""
+    """A refusal is a problem, in JSON, that no browser takes for a page."""
     assert response.status_code in (codes or (404, 422)), response.text
     assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["x-content-type-options"] == "nosniff"
     assert response.json()["status"] == response.status_code
 
 
