@@ -31,7 +31,7 @@ class RunnerHost:
     config: CheckpointConfig
     """The store of the server."""
     manager_of: Callable[[Job], CheckpointManager]
-    """Returns the server's manager of a job's experiment, or raises :class:`~ckpt_lib.errors.ExperimentNotFoundError`."""
+    """Returns the manager of a job's experiment, or raises :class:`~ckpt_lib.errors.ExperimentNotFoundError`."""
     update: Callable[[str, JobUpdate], None]
     """Notes what has become of a job; any thread may call it. What follows the end of a job is ignored."""
 
