@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import anyio.from_thread
 from mcp.server.mcpserver import Context
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from ckpt_lib.core.monitor import Mode
 from ckpt_lib.core.names import is_checkpoint_id
-from ckpt_lib.errors import CheckpointError, ConfigError
+from ckpt_lib.errors import CheckpointError
 from ckpt_lib.experiment.overviews import describe_experiments, find_checkpoints
 from ckpt_lib.index.overview import ExperimentOverview
 from ckpt_lib.maintenance.repair import Remedy
@@ -31,8 +31,8 @@ from ckpt_lib.mcp.answers import (
     ValidationAnswer,
     fitting,
 )
-from ckpt_lib.policies.retention import RetentionPolicy
 from ckpt_lib.web.managers import Managers
+from ckpt_lib.web.rules import MaxCheckpoints, rules_of
 
 Experiment = Annotated[str, Field(max_length=100, description="The name of an experiment.")]
 Name = Annotated[
@@ -42,7 +42,6 @@ Name = Annotated[
     ),
 ]
 _SECONDS_BETWEEN_PROGRESS = 1.0
-_POLICIES: TypeAdapter[RetentionPolicy] = TypeAdapter(RetentionPolicy)
 
 
 class ReadingTools:
@@ -162,9 +161,11 @@ class ReadingTools:
             dict[str, Any] | None,
             Field(description='Such as {"kind": "newest", "count": 5}; null for the one that is configured.'),
         ] = None,
+        max_checkpoints: MaxCheckpoints = None,
     ) -> PlanAnswer:
         """Tell what a cleanup by a retention policy would delete, what that frees, and why. Nothing is deleted."""
-        manager, rules = self._managers.of(experiment), None if policy is None else _policy(policy)
+        manager = self._managers.of(experiment)
+        rules = rules_of(manager, max_checkpoints, policy)
         report = manager.cleanup_checkpoints(policy=rules, dry_run=True)
         return PlanAnswer.of(report, "as configured" if rules is None else str(rules))
 
@@ -209,13 +210,3 @@ def _what_helps(manager: CheckpointManager, report: ValidationReport) -> Remedy 
         return manager.remedy(report)
     except CheckpointError:  # its bytes are sound, or its backup cannot be asked: the findings say what there is to say
         return None
-
-
-def _policy(given: dict[str, Any]) -> RetentionPolicy:
-    try:
-        return _POLICIES.validate_python(given)
-    except ValidationError as error:
-        problems = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors(include_url=False))
-        raise ConfigError(
-            f"this is no retention policy: {problems}", expected='one such as {"kind": "newest", "count": 5}'
-        ) from error

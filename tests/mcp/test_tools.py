@@ -147,6 +147,8 @@ def test_every_question_has_an_answer(config: CheckpointConfig, manager: Checkpo
     assert (summary["checkpoints"], summary["metrics"][0]["max"]) == (3, 3.0)
     plan = answer(config, "preview_cleanup", experiment="digits", policy={"kind": "newest", "count": 1})
     assert [item["outcome"] for item in plan["decisions"]] == ["goes", "stays", "stays"]
+    by_count = answer(config, "preview_cleanup", experiment="digits", max_checkpoints=2)
+    assert [item["outcome"] for item in by_count["decisions"]] == ["goes", "stays", "stays"]
     advice = answer(config, "advise", experiment="digits")
     assert [item["name"] for item in advice["suggestions"]] == [ids[0]]
     by_other = answer(config, "best_checkpoint", experiment="digits", metric="val_loss", mode="max")
