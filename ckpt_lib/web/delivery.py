@@ -22,7 +22,7 @@ from ckpt_lib.core.manifest import FileEntry
 from ckpt_lib.errors import CheckpointError, CorruptCheckpointError, UnsupportedFormatError
 from ckpt_lib.store.base import RangeReader
 from ckpt_lib.stream.chunks import altered_chunks, chunk_range, size_damage
-from ckpt_lib.web.ranges import requested_range
+from ckpt_lib.web.ranges import has_same, requested_range
 
 MEDIA_TYPE = "application/octet-stream"
 _MAX_CHUNK_BYTES = 64 * 2**20
@@ -60,6 +60,9 @@ class Download:
             give_back = request.app.state.transfers.downloads.take(request.state.who)
             self._check()
             headers = request.headers
+            if has_same(headers, self.etag):
+                self._end(give_back)
+                return Response(status_code=304, headers={"ETag": self.etag, "Content-Location": self.path})
             wanted = requested_range(headers, self.etag, self.entry.size_bytes) if self._may_be_part(request) else None
             start, stop = wanted or (0, self.entry.size_bytes)
             if request.method == "HEAD":

@@ -35,12 +35,14 @@ _FILE: dict[str, Any] = {
     "responses": {
         200: {"description": "The file.", "content": _CONTENT},
         206: {"description": "A part of the file.", "content": _CONTENT},
+        304: {"description": "The client has the file already."},
         416: documented("The range begins behind the end."),
     },
     "openapi_extra": {
         "parameters": [
             {"name": "Range", "in": "header", "schema": {"type": "string"}, "description": "Such as bytes=1000-."},
             {"name": "If-Range", "in": "header", "schema": {"type": "string"}, "description": "The ETag of the file."},
+            {"name": "If-None-Match", "in": "header", "schema": {"type": "string"}, "description": "ETags of files."},
         ]
     },
 }

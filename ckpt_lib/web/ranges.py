@@ -1,4 +1,4 @@
-"""Requests for a part of a file: ``Range`` and ``If-Range`` of RFC 9110."""
+"""Requests for a part of a file, or for none of it: ``Range``, ``If-Range`` and ``If-None-Match`` of RFC 9110."""
 
 from __future__ import annotations
 
@@ -25,6 +25,12 @@ def requested_range(headers: Mapping[str, str], etag: str, size_bytes: int) -> t
     if last is not None and last < first:
         return None
     return _satisfiable(first, size_bytes if last is None else min(last + 1, size_bytes), size_bytes)
+
+
+def has_same(headers: Mapping[str, str], etag: str) -> bool:
+    """Tell whether the client says that it has what ``etag`` stands for: by ``If-None-Match``, which may list several."""
+    known = [item.strip().removeprefix("W/") for item in headers.get("if-none-match", "").split(",")]
+    return "*" in known or etag in known
 
 
 def _satisfiable(start: int, stop: int, size_bytes: int) -> tuple[int, int]:

@@ -59,6 +59,16 @@ def test_a_payload_arrives_with_its_digest(client: httpx.Client, config: Checkpo
     assert {**head.headers, "date": ""} == {**headers, "date": ""}
 
 
+def test_what_a_client_has_is_not_sent_again(client: httpx.Client, config: CheckpointConfig) -> None:
+    """It names the ETag, perhaps among others; another one is answered with the file."""
+    etag = client.get(f"{BEST}/payload").headers["etag"]
+    for known in (etag, f'"another", W/{etag}', "*"):
+        found = client.get(f"{BEST}/payload", headers={"If-None-Match": known})
+        assert (found.status_code, found.content, found.headers["etag"]) == (304, b"", etag)
+    found = client.get(f"{BEST}/payload", headers={"If-None-Match": '"another"'})
+    assert found.content == payload_of(config).read_bytes()
+
+
 def test_a_download_goes_on_where_it_ended(client: httpx.Client, config: CheckpointConfig) -> None:
     """By an id, a range is enough; by a name that may move, only with the ETag; of another version, all is sent."""
     data = payload_of(config).read_bytes()
