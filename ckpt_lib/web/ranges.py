@@ -28,7 +28,7 @@ def requested_range(headers: Mapping[str, str], etag: str, size_bytes: int) -> t
 
 
 def has_same(headers: Mapping[str, str], etag: str) -> bool:
-    """Tell whether the client says that it has what ``etag`` stands for: by ``If-None-Match``, which may list several."""
+    """Tell whether the client says that it has what ``etag`` stands for, by ``If-None-Match``."""
     known = [item.strip().removeprefix("W/") for item in headers.get("if-none-match", "").split(",")]
     return "*" in known or etag in known
 
