@@ -35,7 +35,8 @@ class Stream:
         self._lines = lines
 
     def next(self) -> dict[str, str]:
-        """The next event; comments are passed over."""
+        """The next event; comments, which a stream without events sends, are passed over for a while."""
+        deadline = time.monotonic() + 30
         found: dict[str, str] = {}
         for line in self._lines:
             if not line and found:
@@ -43,6 +44,7 @@ class Stream:
             name, _, value = line.partition(": ")
             if name:
                 found[name] = value
+            assert time.monotonic() < deadline, "there was no event"
         raise AssertionError("the stream has ended")
 
     def until(self, kind: str, **facts: Any) -> dict[str, str]:
