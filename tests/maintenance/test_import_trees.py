@@ -92,7 +92,6 @@ def test_files_beside_weights_are_told_of(make_manager: MakeManager, tmp_path: P
     folder.mkdir()
     save_file(nn.Linear(2, 2).state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text('{"model_type": "bert"}')
-    torch.save({"lr_lambdas": []}, folder / "scheduler.pt")
     torch.save({"state_dict": nn.Linear(2, 2).state_dict(), "epoch": 3}, folder / "mine.pt")
     (folder / "cut.pt").write_bytes((folder / "mine.pt").read_bytes()[:300])
     found = {item.path: item.result for item in make_manager("run").import_checkpoints(tmp_path).items}
