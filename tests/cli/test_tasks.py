@@ -100,6 +100,7 @@ def test_each_task_has_its_test() -> None:
 
 
 def test_see_what_is_there(folder: Path, ids: dict[int, str]) -> None:
+    """See what is there."""
     before = tree(folder)
     shown = perform("see what is there").stdout
     assert all(checkpoint_id in shown for checkpoint_id in ids.values())
@@ -107,6 +108,7 @@ def test_see_what_is_there(folder: Path, ids: dict[int, str]) -> None:
 
 
 def test_find_the_best_since_a_day(folder: Path, ids: dict[int, str]) -> None:
+    """Find the best of the last week."""
     before = tree(folder)
     shown = perform("find the best of the last week").stdout
     assert [name for name in ids.values() if name in shown] == [ids[BEST]]
@@ -114,6 +116,7 @@ def test_find_the_best_since_a_day(folder: Path, ids: dict[int, str]) -> None:
 
 
 def test_find_good_ones_in_all_experiments(folder: Path, ids: dict[int, str]) -> None:
+    """Find good ones in all experiments."""
     before = tree(folder)
     shown = perform("find good ones in all experiments").stdout
     assert [name for name in ids.values() if name in shown] == [ids[BEST]]
@@ -121,6 +124,7 @@ def test_find_good_ones_in_all_experiments(folder: Path, ids: dict[int, str]) ->
 
 
 def test_compare_two(folder: Path, ids: dict[int, str]) -> None:
+    """Compare two."""
     before = tree(folder)
     shown = perform("compare two").stdout
     assert [name for name in ids.values() if name in shown] == [ids[BEST], ids[6]]
@@ -128,12 +132,14 @@ def test_compare_two(folder: Path, ids: dict[int, str]) -> None:
 
 
 def test_know_what_a_file_holds(folder: Path) -> None:
+    """Know what a file holds."""
     before = tree(folder)
     assert re.search(r"^epoch +2$", perform("know what a file holds").stdout, re.MULTILINE)
     assert tree(folder) == before
 
 
 def test_know_why_one_cannot_be_loaded(folder: Path, ids: dict[int, str]) -> None:
+    """Know why one cannot be loaded."""
     damage(ids[3])
     before = tree(folder)
     assert f"ckpt repair {ids[3]}" in perform("know why one cannot be loaded", code=1).stdout
@@ -141,6 +147,7 @@ def test_know_why_one_cannot_be_loaded(folder: Path, ids: dict[int, str]) -> Non
 
 
 def test_know_why_nothing_was_saved(folder: Path) -> None:
+    """Know why nothing was saved."""
     unfinished = leave_unfinished(folder / "checkpoints" / "mlp")
     before = tree(folder)
     assert unfinished in perform("know why nothing was saved").stdout
@@ -148,6 +155,7 @@ def test_know_why_nothing_was_saved(folder: Path) -> None:
 
 
 def test_read_every_byte(folder: Path, ids: dict[int, str]) -> None:
+    """Read every byte."""
     damage(ids[3])
     before = tree(folder)
     assert "6 checkpoints validated, 1 damaged" in perform("read every byte", code=1).stderr
@@ -155,6 +163,7 @@ def test_read_every_byte(folder: Path, ids: dict[int, str]) -> None:
 
 
 def test_know_what_can_be_deleted(folder: Path, ids: dict[int, str]) -> None:
+    """Know what can be deleted."""
     before = tree(folder)
     shown = perform("know what can be deleted").stdout
     fix = next(line for line in shown.splitlines() if "fix: ckpt delete" in line)
@@ -166,6 +175,7 @@ def test_know_what_can_be_deleted(folder: Path, ids: dict[int, str]) -> None:
 
 
 def test_get_the_best_weights(ids: dict[int, str]) -> None:
+    """Get the best weights in bf16 as safetensors."""
     perform("get the best weights in bf16 as safetensors")
     saved = manager().load_checkpoint(ids[BEST])["model_state_dict"]
     found = load_file("best.safetensors")
@@ -176,6 +186,7 @@ def test_get_the_best_weights(ids: dict[int, str]) -> None:
 
 
 def test_hand_the_best_over(ids: dict[int, str]) -> None:
+    """Hand the best over, with its manifest."""
     perform("hand the best over, with its manifest")
     receiver = CheckpointManager(CheckpointConfig(checkpoint_dir="elsewhere"), "theirs")
     assert receiver.import_checkpoint("handover") == ids[BEST]
@@ -183,6 +194,7 @@ def test_hand_the_best_over(ids: dict[int, str]) -> None:
 
 
 def test_load_with_from_pretrained(ids: dict[int, str]) -> None:
+    """Load the weights with `from_pretrained`."""
     perform("load the weights with `from_pretrained`")
     found = load_file("hub/model.safetensors")
     saved = manager().load_checkpoint(ids[BEST])["model_state_dict"]
@@ -190,6 +202,7 @@ def test_load_with_from_pretrained(ids: dict[int, str]) -> None:
 
 
 def test_convert_a_file() -> None:
+    """Convert a file of another program."""
     perform("convert a file of another program")
     saved = torch.load("old/model.pt", weights_only=True)["state_dict"]
     found = load_file("model.safetensors")
@@ -200,16 +213,19 @@ def test_convert_a_file() -> None:
 
 
 def test_take_in_a_file() -> None:
+    """Take in a file of another program."""
     perform("take in a file of another program")
     assert_is_taken_in()
 
 
 def test_take_in_a_folder() -> None:
+    """Take in a folder of files."""
     perform("take in a folder of files")
     assert_is_taken_in()
 
 
 def test_take_it_in_compressed() -> None:
+    """Take it in compressed."""
     perform("take it in compressed")
     (found,) = manager("old").list_checkpoints()
     assert found.file_size < 0.95 * found.uncompressed_size
@@ -219,22 +235,26 @@ def test_take_it_in_compressed() -> None:
 
 
 def test_protect_the_best(ids: dict[int, str]) -> None:
+    """Protect the best from every deletion."""
     perform("protect the best from every deletion")
     assert [item.epoch for item in manager().list_checkpoints() if item.pinned] == [BEST]
     run("delete", ids[BEST], "--yes", code=4)
 
 
 def test_tag_the_best() -> None:
+    """Tag the best."""
     perform("tag the best")
     assert manager().get_checkpoint("release").epoch == BEST
 
 
 def test_add_a_metric() -> None:
+    """Add a metric that was measured later."""
     perform("add a metric that was measured later")
     assert [item.epoch for item in manager().list_checkpoints(where=["bleu=31.5"])] == [BEST]
 
 
 def test_choose_what_the_best_is_measured_by() -> None:
+    """Choose what the best is measured by."""
     perform("choose what the best is measured by")
     assert manager().get_checkpoint("best").epoch == 6
 
@@ -243,6 +263,7 @@ def test_choose_what_the_best_is_measured_by() -> None:
 
 
 def test_repair_a_damaged_one(ids: dict[int, str]) -> None:
+    """Repair a damaged one."""
     whole = payload(ids[3]).read_bytes()
     damage(ids[3])
     perform("repair a damaged one")
@@ -251,6 +272,7 @@ def test_repair_a_damaged_one(ids: dict[int, str]) -> None:
 
 
 def test_set_aside_one_that_nothing_can_repair(ids: dict[int, str]) -> None:
+    """Set aside one that nothing can repair."""
     damage(ids[3])
     damage(ids[3], backup=True)
     perform("set aside one that nothing can repair")
@@ -259,12 +281,14 @@ def test_set_aside_one_that_nothing_can_repair(ids: dict[int, str]) -> None:
 
 
 def test_bring_back_one_whose_file_is_gone(ids: dict[int, str]) -> None:
+    """Bring back one whose file is gone."""
     payload(ids[3]).unlink()
     perform("bring back one whose file is gone")
     assert manager().validate_checkpoint(ids[3])
 
 
 def test_copy_all_to_the_backups(ids: dict[int, str]) -> None:
+    """Copy all to the backups."""
     for checkpoint_id in manager().backup_ids():
         manager().delete_backup(checkpoint_id)
     perform("copy all to the backups")
@@ -273,6 +297,7 @@ def test_copy_all_to_the_backups(ids: dict[int, str]) -> None:
 
 
 def test_clear_up_what_a_kill_has_left(folder: Path) -> None:
+    """Clear up what a kill has left."""
     unfinished = leave_unfinished(folder / "checkpoints" / "mlp")
     perform("clear up what a kill has left")
     assert not list(folder.rglob(f"{unfinished}*"))
@@ -283,17 +308,20 @@ def test_clear_up_what_a_kill_has_left(folder: Path) -> None:
 
 
 def test_keep_the_best_and_the_newest() -> None:
+    """Keep the best and the newest."""
     perform("keep the best and the newest")
     assert epochs() == [BEST, 6]
 
 
 def test_delete_those_of_early_epochs() -> None:
+    """Delete those of early epochs."""
     perform("delete those of early epochs")
     assert epochs() == [3, 4, 5, 6]
     assert [item.epoch for item in manager().list_deleted()] == [1, 2]
 
 
 def test_bring_back_a_deleted_one(ids: dict[int, str]) -> None:
+    """Bring back a deleted one."""
     for epoch in (1, 2):
         manager().delete_checkpoint(ids[epoch])
     perform("bring back a deleted one")
@@ -302,6 +330,7 @@ def test_bring_back_a_deleted_one(ids: dict[int, str]) -> None:
 
 
 def test_free_what_the_trash_takes(ids: dict[int, str]) -> None:
+    """Free what the trash takes."""
     manager().delete_checkpoint(ids[1])
     perform("free what the trash takes")
     assert not manager().list_deleted()
@@ -309,6 +338,7 @@ def test_free_what_the_trash_takes(ids: dict[int, str]) -> None:
 
 
 def test_keep_only_the_weights_of_early_epochs(ids: dict[int, str]) -> None:
+    """Keep only the weights of early epochs."""
     before = manager().load_checkpoint(ids[1])["model_state_dict"]
     perform("keep only the weights of early epochs")
     assert [item.epoch for item in manager().list_checkpoints() if item.is_thinned] == [1, 2, 3, 4]
