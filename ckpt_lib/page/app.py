@@ -208,7 +208,10 @@ class Page:
 
         return show
 
-    def _filter(self, request: gr.Request, _: gr.EventData, view: View, search: str, where: str) -> Updates:
+    def _filter(
+        self, request: gr.Request, _: gr.EventData, view: View, search: str | None, where: str | None
+    ) -> Updates:
+        search, where = search or "", where or ""  # a field that was never shown has no value
         if (search, where) == (view.search, view.where):
             return {}  # the page itself has changed the fields
         return self._shown(request, view.with_(search=search, where=where))

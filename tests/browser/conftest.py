@@ -70,11 +70,12 @@ def watched_page(browser: Browser, *, width: int = 1400, scheme: str = "light") 
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page; whatever goes wrong in it fails the test, though it may look right."""
+def page(browser: Browser, caplog: pytest.LogCaptureFixture) -> Iterator[Page]:
+    """A page; whatever goes wrong in it, or in the server, fails the test, though it may look right."""
     with watched_page(browser) as (found, watched):
         yield found
         assert watched.problems == []
+    assert [record for record in caplog.get_records("call") if "the page failed" in record.getMessage()] == []
 
 
 @contextmanager
