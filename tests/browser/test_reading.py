@@ -136,7 +136,8 @@ def test_markup_is_text(page: Page, few: str) -> None:
 def test_a_store_of_nothing_helps(page: Page, none: str, tab: str) -> None:
     """Each screen says what is missing, or works without checkpoints."""
     shown(page, none, tab=tab)
-    expected = {"Jobs": "No job has run yet", "Set up": "CheckpointManager"}.get(tab, "There are no experiments yet")
+    own = {"Jobs": "No job has run yet", "Live runs": "No live run is registered", "Set up": "CheckpointManager"}
+    expected = own.get(tab, "There are no experiments yet")
     expect(page.get_by_role("tabpanel").filter(visible=True).first).to_contain_text(expected)
     expect(page.locator("#ck-notice")).to_be_hidden()
 
