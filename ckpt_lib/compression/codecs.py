@@ -13,6 +13,7 @@ from ckpt_lib.compression.table import Codec, Described, Frame, FrameTable, chec
 from ckpt_lib.compression.zstd import UndecodableError
 from ckpt_lib.errors import UnsupportedFormatError
 from ckpt_lib.stream import VerifiedFile
+from ckpt_lib.stream.digests import Buffer
 
 _MAX_SKIPPABLE_BYTES = 2**32 - 1
 _WORTH_IT = 0.99
@@ -39,7 +40,7 @@ class ZstdCodec:
         return Frame(zstd.compress(plain))
 
     def decode(self, stored: memoryview, target: memoryview, _method: int, _digest: int) -> None:
-        target[:] = zstd.decompress(stored, len(target), has_checksum=True)
+        target[:] = zstd.decompress(stored, len(target))
 
     def table_of(self, frames: Sequence[Described], size_bytes: int, frame_size_bytes: int) -> bytes:
         entries = np.empty(len(frames), self._ENTRY)
@@ -120,7 +121,7 @@ class PlanesCodec:
                 raise UndecodableError("a frame has another size than its bytes")
             target[:] = stored
         elif method == self._ZSTD:
-            target[:] = zstd.decompress(stored, len(target), has_checksum=True)
+            zstd.decompress_into(target, stored)
         else:
             self._decode_planes(stored, target, planes.SPLITS[method - self._FIRST_SPLIT])
         if xxhash.xxh3_64_intdigest(target) != digest:
@@ -133,12 +134,17 @@ class PlanesCodec:
         sizes = struct.unpack(f"<{width}I", stored[:head]) if len(stored) >= head else ()
         if not sizes or head + sum(sizes) + rest != len(stored) or max(sizes) > size:
             raise UndecodableError("its planes do not fill a frame")
-        found, start = [], head
+        room, start = planes.Room(), head
+        found: list[Buffer] = []
         for stored_size in sizes:
             plane = stored[start : start + stored_size]
-            found.append(plane if stored_size == size else zstd.decompress(plane, size, has_checksum=False))
             start += stored_size
-        planes.join(found, how, target[: size * width])
+            if stored_size == size:
+                found.append(plane)
+            else:
+                found.append(room.take(size).data)
+                zstd.decompress_into(found[-1], plane)
+        planes.join(found, how, target[: size * width], room)
         target[size * width :] = stored[start:]
 
     def table_of(self, frames: Sequence[Described], size_bytes: int, frame_size_bytes: int) -> bytes:

@@ -8,6 +8,7 @@ bytes, beside the sign; rotated left by one bit, it is a byte of its own.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,29 @@ _CLEARLY = 0.995
 """What takes more time on the way back, rotated or wider words, has to be so much smaller to be preferred."""
 
 
+class Room:
+    """Memory of this thread for what is needed only while a frame is worked on.
+
+    Memory that is allocated and freed for each frame goes back to the system and comes again page by page, which takes
+    longer than the work on it.
+    """
+
+    _kept = threading.local()
+
+    def __init__(self) -> None:
+        self._taken = 0
+
+    def take(self, size_bytes: int) -> Bytes:
+        """Return so many bytes, of any content, that no other call returns before this thread asks for a new room."""
+        pieces: list[Bytes] = self._kept.__dict__.setdefault("pieces", [])
+        self._taken += 1
+        if len(pieces) < self._taken:
+            pieces.append(np.empty(size_bytes, np.uint8))
+        elif len(pieces[self._taken - 1]) < size_bytes:
+            pieces[self._taken - 1] = np.empty(size_bytes, np.uint8)
+        return pieces[self._taken - 1][:size_bytes]
+
+
 class Outlook(NamedTuple):
     """What a sample tells of a split: the bytes that all of it would take, and each byte of each plane."""
 
@@ -57,25 +81,25 @@ def _halves(words: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return words.astype(half), (words >> (4 * words.itemsize)).astype(half)
 
 
-def join(planes: Sequence[Buffer], how: Split, target: memoryview) -> None:
+def join(planes: Sequence[Buffer], how: Split, target: memoryview, room: Room) -> None:
     """Write the words whose planes these are to ``target``, which has room for no more."""
     wanted = _words(target, how.width)
     parts: list[NDArray[Any]] = [np.frombuffer(plane, np.uint8) for plane in planes]
     while len(parts) > 2:
-        parts = [_joined(low, high) for low, high in zip(parts[::2], parts[1::2], strict=True)]
+        parts = [_joined(low, high, room) for low, high in zip(parts[::2], parts[1::2], strict=True)]
     low, high = parts
     if not how.is_rotated:
         _joined(low, high, wanted)
         return
-    words = _joined(low, high)
+    words = _joined(low, high, room)
     np.multiply(words, 1 << (8 * how.width - 1), out=wanted)  # a shift to the left, which NumPy does more slowly
     np.right_shift(words, 1, out=words)
     np.bitwise_or(wanted, words, out=wanted)
 
 
-def _joined(low: NDArray[Any], high: NDArray[Any], target: NDArray[Any] | None = None) -> NDArray[Any]:
-    """Return the words that have these halves; the opposite of :func:`_halves`."""
-    words = np.empty(len(low), f"u{2 * low.itemsize}") if target is None else target
+def _joined(low: NDArray[Any], high: NDArray[Any], target: NDArray[Any] | Room) -> NDArray[Any]:
+    """Return the words that have these halves, in ``target``; the opposite of :func:`_halves`."""
+    words = target.take(2 * low.nbytes).view(f"u{2 * low.itemsize}") if isinstance(target, Room) else target
     np.multiply(high, 1 << (8 * low.itemsize), out=words, dtype=f"u{2 * low.itemsize}")
     np.bitwise_or(words, low, out=words)
     return words

@@ -49,6 +49,7 @@ class PlainFile(VerifiedFile):
 
         def decode(number: int) -> None:
             start, stop = self.table.plain_range(number)
+            self._held.fetch(start, stop)
             with self._held.view[start:stop] as target:
                 if not self._decode(number, target):
                     undecodable.append(number)

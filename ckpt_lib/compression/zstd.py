@@ -12,7 +12,9 @@ from ckpt_lib.compression.table import FRAME_SIZE_BYTES
 from ckpt_lib.stream.digests import Buffer
 
 if TYPE_CHECKING:
+    import numpy as np
     import zstandard
+    from numpy.typing import NDArray
 
 LEVEL = 1
 """Higher levels search longer for repetitions, which weights do not have."""
@@ -36,20 +38,44 @@ def compress_plane(data: Buffer) -> bytes:
     return _compressor("plane").compress(data)
 
 
-def decompress(data: Buffer, size_bytes: int, *, has_checksum: bool) -> bytes:
-    """Return the ``size_bytes`` that the only frame in ``data`` holds.
+def decompress(data: Buffer, size_bytes: int) -> bytes:
+    """Return the ``size_bytes`` that the only frame in ``data`` holds, and that its checksum agrees with.
 
     Raises :class:`UndecodableError` for anything else, before memory is taken for more.
     """
     import zstandard
 
     try:
-        found = zstandard.get_frame_parameters(data)
-        if found.content_size != size_bytes or found.dict_id or (has_checksum and not found.has_checksum):
-            raise UndecodableError(f"a zstd frame is not of {size_bytes} bytes")
+        if not _check(data, size_bytes).has_checksum:
+            raise UndecodableError("a zstd frame has no checksum")
         return _decompressor().decompress(data, max_output_size=size_bytes, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise UndecodableError(str(error)) from error
+
+
+def decompress_into(target: memoryview | NDArray[np.uint8], data: Buffer) -> None:
+    """Fill ``target`` with what the frame at the start of ``data`` holds. No checksum of the frame is needed or compared.
+
+    Raises :class:`UndecodableError` for a frame of another size and one that ends too early.
+    """
+    import zstandard
+
+    try:
+        _check(data, len(target))
+        with _decompressor().stream_reader(data) as reader:
+            if reader.readinto(target) != len(target):
+                raise UndecodableError("a zstd frame ends too early")
+    except zstandard.ZstdError as error:
+        raise UndecodableError(str(error)) from error
+
+
+def _check(data: Buffer, size_bytes: int) -> zstandard.FrameParameters:
+    import zstandard
+
+    found = zstandard.get_frame_parameters(data)
+    if found.content_size != size_bytes or found.dict_id:
+        raise UndecodableError(f"a zstd frame is not of {size_bytes} bytes")
+    return found
 
 
 def _compressor(name: str) -> zstandard.ZstdCompressor:

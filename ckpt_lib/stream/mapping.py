@@ -16,7 +16,7 @@ from ckpt_lib.stream.chunks import ReadAt, digest_of_view, local_size_bytes
 from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
 
 _FEW_BYTES = 2**16
-_MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
+_MADV_POPULATE_READ, _MADV_POPULATE_WRITE = 22, 23  # Linux 5.14; Python has no names for them
 _MAP_NORESERVE = 0x4000 if platform.machine() in {"x86_64", "aarch64"} else 0  # Python 3.13 has a name for it
 
 
@@ -69,7 +69,7 @@ class MappedFile:
 
     def fetch(self, start: int, stop: int) -> bool:
         # Of a page that is not cached, the kernel reads megabytes around: too much where only headers are looked at.
-        if stop - start > _FEW_BYTES and _populate(self._address, start, stop):
+        if stop - start > _FEW_BYTES and _populate(self._address, start, stop, _MADV_POPULATE_READ):
             return True
         # Few bytes, an older kernel or an unreadable page. Reading tells, and brings the page into the cache.
         return sum(len(block) for block in self._reader.blocks(start, stop)) == stop - start
@@ -110,9 +110,14 @@ class EmptyMemory:
 
     def __init__(self, size_bytes: int) -> None:
         self.view = _anonymous(size_bytes)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self.view)) if size_bytes else 0
 
     def fetch(self, start: int, stop: int) -> bool:
-        return start <= stop <= len(self.view)
+        if not start <= stop <= len(self.view):
+            return False
+        if stop - start > _FEW_BYTES:  # one call, where writing would ask the system for each page on its own
+            _populate(self._address, start, stop, _MADV_POPULATE_WRITE)
+        return True
 
     def digest(self, start: int, stop: int) -> str:
         return digest_of_view(self.view, start, stop)
@@ -185,10 +190,10 @@ def _madvise() -> Callable[[int, int, int], int] | None:
     return madvise
 
 
-def _populate(address: int, start: int, stop: int) -> bool:
-    """Load the pages of a range into the mapping at ``address``. Returns false if that failed."""
+def _populate(address: int, start: int, stop: int, advice: int) -> bool:
+    """Make the pages of a range of the mapping at ``address`` ready to be accessed. Returns false if that failed."""
     madvise = _madvise()
     if madvise is None:
         return False
     start -= start % mmap.PAGESIZE
-    return madvise(address + start, stop - start, _MADV_POPULATE_READ) == 0
+    return madvise(address + start, stop - start, advice) == 0

@@ -74,7 +74,7 @@ def test_planes_are_joined_to_the_same_words(data: bytes, how: planes.Split) -> 
     """Of any number of whole words; the rest is left to others."""
     whole = len(data) // how.width * how.width
     target = bytearray(whole)
-    planes.join([plane.data for plane in planes.split(data, how)], how, memoryview(target))
+    planes.join([plane.data for plane in planes.split(data, how)], how, memoryview(target), planes.Room())
     assert target == data[:whole]
 
 
