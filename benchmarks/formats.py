@@ -6,6 +6,7 @@ refused, or the row would compare loads of which one does not look.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -188,11 +189,13 @@ def _in_a_child(side: str, path: Path, size: str) -> float:
 def _load_once(side: str, path: Path, size: str) -> None:
     """Print the seconds of one load of a new process, as a training makes it that resumes.
 
-    Something small is loaded before it, so that no module is imported while the time is taken.
+    Something small is loaded before it, and garbage collected, so that neither side imports a module while the time is
+    taken, or looks through what the imports have left.
     """
     with tempfile.TemporaryDirectory() as folder:
         small, large = _LOADS[side](Path(folder), path, size)
         small()
+        gc.collect()
         print(large())
 
 
