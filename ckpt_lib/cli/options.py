@@ -160,6 +160,16 @@ def typed(given: Mapping[str, Any]) -> Iterator[None]:
         _typed.reset(token)
 
 
+@contextmanager
+def about(experiment: str) -> Iterator[None]:
+    """Name an experiment that was not typed in the commands printed inside the block."""
+    token = _typed.set(f"{_typed.get()} --experiment {shlex.quote(experiment)}")
+    try:
+        yield
+    finally:
+        _typed.reset(token)
+
+
 def typed_names() -> list[str]:
     """Return which options that select the store were typed; they may come from the environment, too."""
     return [word.removeprefix("--") for word in shlex.split(_typed.get())[::2]]

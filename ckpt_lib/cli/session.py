@@ -113,6 +113,26 @@ def open_copies(
     return manager
 
 
+def open_each(
+    store: str | None, experiment: str | None, config_file: Path | None, *, backups: bool
+) -> list[CheckpointManager]:
+    """Return the manager of the named experiment or, if none is named, one for each experiment of the store.
+
+    With ``backups``, these are the experiments of which there are backups elsewhere, too.
+    """
+    from ckpt_lib.experiment.listing import list_experiments
+
+    names: set[str] = set()
+    if experiment is None:
+        settings = read_config(store, config_file)
+        names.update(list_experiments(settings.checkpoint_dir, missing_ok=backups))
+        if backups and settings.backup_dir is not None:
+            names.update(list_experiments(settings.backup_dir))
+    if len(names) < 2:
+        return [open_copies(store, experiment or next(iter(names), None), config_file, backups=backups)]
+    return [open_copies(store, name, config_file, backups=backups) for name in sorted(names)]
+
+
 def tell_of_other_backups(manager: CheckpointManager) -> None:
     """Say where runs have backups that this configuration does not name."""
     from ckpt_lib.cli.output import note

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,7 +25,7 @@ from ckpt_lib.cli.output import (
     without_names,
 )
 from ckpt_lib.cli.progress import byte_progress
-from ckpt_lib.cli.session import check_ids_or_all, open_copies, open_manager
+from ckpt_lib.cli.session import check_ids_or_all, open_copies, open_each, open_manager
 from ckpt_lib.core.wording import count_of, listed, size_text
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, ConfigError
 
@@ -46,7 +47,7 @@ def validate(
     config: options.Config = None,
     where: options.Where = None,
     tags: options.Tags = None,
-    everything: Annotated[bool, typer.Option("--all", help="Validate every checkpoint of the experiment.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Validate every checkpoint.")] = False,
     backups: options.OfBackups = False,
     allow_missing: options.AllowMissing = False,
     quick: Annotated[
@@ -56,46 +57,71 @@ def validate(
 ) -> None:
     """Read every byte of checkpoints and report damage.
 
-    Reports damaged bytes and tensors by file, and exits with 1 if there are any. With --all, exits with 2 if there is
-    nothing to read, unless --allow-missing is given.
+    Reports damaged bytes and tensors by file, and exits with 1 if there are any. With --all, reads every experiment of
+    the store unless one is named, and exits with 2 if there is nothing to read, unless --allow-missing is given.
 
     Example: ckpt validate --all --quick
     """
     check_ids_or_all([*(checkpoint_ids or ()), *(where or ()), *(tags or ())], everything=everything)
-    manager = open_copies(store, experiment, config, backups=backups)
-    ids = None if everything else chosen_ids(manager, checkpoint_ids, where, tags, backups=backups, default=["latest"])
-    if everything and not allow_missing:
-        _require_some(manager, backups=backups)
-    held = manager.list_backups() if backups else manager.list_checkpoints()
-    total = sum(item.file_size for item in held if ids is None or item.checkpoint_id in ids)
-    with byte_progress("Validating", total) as progress:
-        reports = list(_reports(manager, ids, backups=backups, deep=not quick, progress=progress))
-    damaged = [report for report in reports if not report]
-    if as_json:
-        print_json(
-            {
-                "experiment_name": manager.experiment_name,
-                "is_valid": not damaged,
-                "reports": [{**report.model_dump(), "is_valid": report.is_valid} for report in reports],
-            }
-        )
+    chosen: list[tuple[CheckpointManager, list[str] | None]] = []
+    if everything:
+        managers = open_each(store, experiment, config, backups=backups)
+        chosen.extend((manager, None) for manager in managers)
+        if not allow_missing:
+            _require_some(managers, backups=backups)
     else:
-        _print_reports(manager, reports, backups=backups)
-        found = count_of(len(reports), "backup" if backups else "checkpoint")
-        unknown = sum(report.has_unknown_format for report in reports)
-        of_unknown_format = f", {unknown} of a format that is not installed" if unknown else ""
-        outcome = f"{found} validated, {len(damaged) - unknown} damaged{of_unknown_format}."
-        note(outcome, warning=bool(damaged or not reports))
-    if damaged:
+        manager = open_copies(store, experiment, config, backups=backups)
+        ids = chosen_ids(manager, checkpoint_ids, where, tags, backups=backups, default=["latest"])
+        chosen.append((manager, ids))
+    total = sum(_size_bytes(manager, ids, backups=backups) for manager, ids in chosen)
+    with byte_progress("Validating", total) as progress:
+        read = partial(_reports, backups=backups, deep=not quick, progress=progress)
+        found = [(manager, list(read(manager, ids))) for manager, ids in chosen]
+    if as_json:
+        _print_documents(found)
+    else:
+        for manager, reports in found:
+            with options.about(manager.experiment_name) if len(found) > 1 else nullcontext():
+                _print_reports(manager, reports, backups=backups, with_name=len(found) > 1)
+        _print_outcome([report for _, reports in found for report in reports], backups=backups)
+    if not all(report for _, reports in found for report in reports):
         raise typer.Exit(DAMAGE)
 
 
-def _require_some(manager: CheckpointManager, *, backups: bool = False) -> None:
-    """Raise ``CheckpointNotFoundError`` if there is nothing to read."""
-    if manager.backup_ids() if backups else manager.checkpoint_ids():
+def _size_bytes(manager: CheckpointManager, ids: Sequence[str] | None, *, backups: bool) -> int:
+    held = manager.list_backups() if backups else manager.list_checkpoints()
+    return sum(item.file_size for item in held if ids is None or item.checkpoint_id in ids)
+
+
+def _print_documents(found: Sequence[tuple[CheckpointManager, Sequence[ValidationReport]]]) -> None:
+    documents = [
+        {
+            "experiment_name": manager.experiment_name,
+            "is_valid": all(reports),
+            "reports": [{**report.model_dump(), "is_valid": report.is_valid} for report in reports],
+        }
+        for manager, reports in found
+    ]
+    are_valid = all(document["is_valid"] for document in documents)
+    print_json(documents[0] if len(documents) == 1 else {"is_valid": are_valid, "experiments": documents})
+
+
+def _print_outcome(reports: Sequence[ValidationReport], *, backups: bool) -> None:
+    damaged = sum(not report for report in reports)
+    unknown = sum(report.has_unknown_format for report in reports)
+    of_unknown_format = f", {unknown} of a format that is not installed" if unknown else ""
+    found = count_of(len(reports), "backup" if backups else "checkpoint")
+    note(f"{found} validated, {damaged - unknown} damaged{of_unknown_format}.", warning=bool(damaged or not reports))
+
+
+def _require_some(managers: Sequence[CheckpointManager], *, backups: bool = False) -> None:
+    """Raise ``CheckpointNotFoundError`` if there is nothing to read in any of the experiments."""
+    if any(manager.backup_ids() if backups else manager.checkpoint_ids() for manager in managers):
         return
     what, hints = "backups" if backups else "checkpoints", []
-    if not backups:
+    named = listed([repr(manager.experiment_name) for manager in managers], most=5)
+    if len(managers) == 1 and not backups:
+        (manager,) = managers
         if held := manager.backup_ids():
             hints.append(
                 f"There {'is' if len(held) == 1 else 'are'} {count_of(len(held), 'backup')}: "
@@ -104,7 +130,7 @@ def _require_some(manager: CheckpointManager, *, backups: bool = False) -> None:
         if aside := manager.list_quarantined():
             hints.append(f"In quarantine: {count_of(len(aside), 'checkpoint')}, see `ckpt quarantine`.")
     raise CheckpointNotFoundError(
-        f"{manager.experiment_name!r} has no {what} to read",
+        f"{named} {'has' if len(managers) == 1 else 'have'} no {what} to read",
         hint=" ".join([*hints, "With --allow-missing, this is not an error."]),
     )
 
@@ -147,7 +173,7 @@ def scrub(
     max_bytes_per_second = None if rate is None else _bytes(rate)
     manager = open_manager(store, experiment, config)
     if not allow_missing:
-        _require_some(manager)
+        _require_some([manager])
     total = sum(item.file_size for item in (*manager.list_checkpoints(), *manager.list_backups()))
     with byte_progress("Scrubbing", total) as progress:
         report = manager.scrub(max_bytes_per_second=max_bytes_per_second, restart=restart, progress=progress)
@@ -229,7 +255,11 @@ def _print_repair(report: RepairReport, *, backups: bool) -> None:
     print_facts(facts)
 
 
-def _print_reports(manager: CheckpointManager, reports: Sequence[ValidationReport], *, backups: bool) -> None:
+def _print_reports(
+    manager: CheckpointManager, reports: Sequence[ValidationReport], *, backups: bool, with_name: bool
+) -> None:
+    if with_name:
+        print_heading(f"--- {manager.experiment_name} ---")
     print_table(
         (Column("id"), Column("result"), Column("size", numeric=True)),
         [(item.checkpoint_id, _result(item), size_text(item.size_bytes)) for item in reports],

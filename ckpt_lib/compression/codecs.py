@@ -142,8 +142,9 @@ class PlanesCodec:
             if stored_size == size:
                 found.append(plane)
             else:
-                found.append(room.take(size).data)
-                zstd.decompress_into(found[-1], plane)
+                decompressed = room.take(size)
+                zstd.decompress_into(decompressed, plane)
+                found.append(decompressed.data)
         planes.join(found, how, target[: size * width], room)
         target[size * width :] = stored[start:]
 

@@ -54,7 +54,7 @@ def decompress(data: Buffer, size_bytes: int) -> bytes:
 
 
 def decompress_into(target: memoryview | NDArray[np.uint8], data: Buffer) -> None:
-    """Fill ``target`` with what the frame at the start of ``data`` holds. No checksum of the frame is needed or compared.
+    """Fill ``target`` with what the frame at the start of ``data`` holds, whose checksum is not compared.
 
     Raises :class:`UndecodableError` for a frame of another size and one that ends too early.
     """

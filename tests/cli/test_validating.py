@@ -40,6 +40,30 @@ def test_validate_locates_damage(store: Path, ids: list[str], backups: bool) -> 
     assert (damages[ids[0]][0]["start"], damages[ids[0]][0]["stop"], damages[ids[2]]) == (0, size_bytes, [])
 
 
+@pytest.mark.parametrize("backups", [False, True])
+def test_validate_all_experiments(store: Path, ids: list[str], backups: bool) -> None:
+    """With --all and no name, every experiment is read, each with its own result and commands that name it."""
+    shutil.copytree(store / "digits", store / "letters")
+    options = ["--all", "--backups"] if backups else ["--all"]
+    found = run_json("validate", *options, store=store)
+    assert [(item["experiment_name"], len(item["reports"])) for item in found["experiments"]] == [
+        ("digits", 3),
+        ("letters", 3),
+    ]
+    flip_bit((store / "letters" / "backups" if backups else store / "letters") / f"{ids[0]}.pt", 100)
+    found = run_json("validate", *options, store=store, code=1)
+    assert (found["is_valid"], [item["is_valid"] for item in found["experiments"]]) == (False, [True, False])
+    result = run("validate", *options, store=store, code=1)
+    assert re.findall(r"^--- (\w+) ---$", result.stdout, re.MULTILINE) == ["digits", "letters"]
+    (command,) = re.findall(r"fix: ckpt (repair .*)", result.stdout)
+    assert "6 " in result.stderr
+    assert "1 damaged" in result.stderr
+    run(*shlex.split(command), store=store)
+    run("validate", *options, store=store)
+    assert len(run_json("validate", *options, "--experiment", "letters", store=store)["reports"]) == 3
+    run("validate", store=store, code=2)
+
+
 def test_validate_quick(store: Path, ids: list[str]) -> None:
     """--quick says the same of intact and of damaged files."""
     flip_bit(payload(store, ids[0]), 100)
