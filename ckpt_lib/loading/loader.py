@@ -11,7 +11,7 @@ from ckpt_lib.core.logs import logger, store_failures_logged
 from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.core.payload_keys import PAYLOAD_KEYS, RESUME_ONLY_KEYS
-from ckpt_lib.core.wording import listed
+from ckpt_lib.core.wording import listed, visible
 from ckpt_lib.errors import StateMismatchError
 from ckpt_lib.experiment.edits import mark_in_use
 from ckpt_lib.experiment.experiment import Experiment
@@ -167,7 +167,13 @@ class Loader:
             self._reconciler.before_load()
 
     def _resume_from(self, read: Read, target: LoadTarget, experiment: Experiment, manifest: Manifest) -> Payload:
-        payload = self._load(read, target, experiment, manifest, is_kept=True)
+        try:
+            payload = self._load(read, target, experiment, manifest, is_kept=True)
+        except StateMismatchError as error:
+            if manifest.description:  # of an import, it says what was imported
+                described = visible(manifest.description.splitlines()[0])
+                error.hint = f"It is the newest, and described as: {described} {error.hint or ''}".rstrip()
+            raise
         self._locations.monitor_record.tell_if_other(manifest.monitor)
         if not manifest.epoch_finished and target.state.data is None and target.state.rng:
             logger.warning(
@@ -192,7 +198,11 @@ class Loader:
                 mark_in_use(experiment, manifest.checkpoint_id)
         wait_until_all_copied()  # before what is being copied is written over
         process = place_of_process() if self._locations.config.rank_zero_saves else (0, 1)
-        report = target.restore(payload, manifest, process)
+        try:
+            report = target.restore(payload, manifest, process)
+        except StateMismatchError as error:
+            error.checkpoint_id = error.checkpoint_id or manifest.checkpoint_id
+            raise
         self._lineage.go_on_from(manifest)
         next_epoch = {"next_epoch": manifest.epoch + manifest.epoch_finished} if report or is_kept else {}
         return {**payload, "checkpoint_id": manifest.checkpoint_id, **next_epoch, **report}

@@ -312,6 +312,20 @@ def test_state_that_does_not_fit_changes_nothing(manager: CheckpointManager, mak
     train(parts, range(2, 3))  # and it still trains
 
 
+def test_the_message_of_a_mismatch_names_the_checkpoint(manager: CheckpointManager, tmp_path: Path) -> None:
+    """What was imported by mistake, and is the newest now, is told when a run cannot go on from it."""
+    model = nn.Linear(2, 3)
+    manager.save_checkpoint(model=model, epoch=1)
+    torch.save({"state_dict": nn.Sequential(nn.Linear(4, 4)).state_dict(), "epoch": 7}, tmp_path / "old.pt")
+    imported = manager.import_checkpoint(tmp_path / "old.pt")
+    with pytest.raises(StateMismatchError, match=rf"{imported}. It is the newest, and described as: Imported from .*old\.pt"):
+        manager.resume(model=model)
+    manager.delete_checkpoint(imported)
+    resumed = manager.resume(model=model)
+    assert resumed is not None
+    assert resumed["epoch"] == 1
+
+
 def test_the_message_of_a_mismatch_names_the_tensors(manager: CheckpointManager) -> None:
     """Missing, unexpected and differently shaped tensors are named."""
     manager.save_checkpoint(model=nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1)), epoch=1)
