@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from ckpt_lib.core.manifest import Manifest, Quarantine
@@ -76,6 +76,18 @@ def mark_in_use(experiment: Experiment, checkpoint_id: str) -> Manifest:
     """Keep a checkpoint from being deleted for a while: a run has resumed from it. Raises as :func:`edit`."""
     until = experiment.now() + timedelta(seconds=IN_USE_SECONDS)
     return edit(experiment, checkpoint_id, lambda manifest: manifest.changed(in_use_until=until))
+
+
+def take_mark_back(experiment: Experiment, marked: Manifest, *, until: datetime | None) -> None:
+    """Undo :func:`mark_in_use`, which returned ``marked``, unless another run has resumed from the checkpoint since.
+
+    Before, it was in use ``until`` then. Raises as :func:`edit`.
+    """
+
+    def change(manifest: Manifest) -> Manifest:
+        return manifest.changed(in_use_until=until) if manifest.in_use_until == marked.in_use_until else manifest
+
+    edit(experiment, marked.checkpoint_id, change)
 
 
 def quarantine(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.core.payload_keys import PAYLOAD_KEYS, RESUME_ONLY_KEYS
 from ckpt_lib.core.wording import listed, visible
 from ckpt_lib.errors import StateMismatchError
-from ckpt_lib.experiment.edits import mark_in_use
+from ckpt_lib.experiment.edits import mark_in_use, take_mark_back
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.lineage import Lineage
 from ckpt_lib.experiment.locations import Locations
@@ -193,16 +194,29 @@ class Loader:
         target.check_thinned(manifest)
         payload = read(experiment, manifest)
         experiment.get(manifest.checkpoint_id)  # raises when it was deleted meanwhile: nobody could go on from it
-        if is_kept and not self._home_or_backup.is_follower:
-            with store_failures_logged(f"keeping {manifest.checkpoint_id} from being deleted"):
-                mark_in_use(experiment, manifest.checkpoint_id)
-        wait_until_all_copied()  # before what is being copied is written over
-        process = place_of_process() if self._locations.config.rank_zero_saves else (0, 1)
-        try:
-            report = target.restore(payload, manifest, process)
-        except StateMismatchError as error:
-            error.checkpoint_id = error.checkpoint_id or manifest.checkpoint_id
-            raise
+        is_marked = is_kept and not self._home_or_backup.is_follower
+        with self._marked_in_use(experiment, manifest) if is_marked else nullcontext():
+            wait_until_all_copied()  # before what is being copied is written over
+            process = place_of_process() if self._locations.config.rank_zero_saves else (0, 1)
+            try:
+                report = target.restore(payload, manifest, process)
+            except StateMismatchError as error:
+                error.checkpoint_id = error.checkpoint_id or manifest.checkpoint_id
+                raise
         self._lineage.go_on_from(manifest)
         next_epoch = {"next_epoch": manifest.epoch + manifest.epoch_finished} if report or is_kept else {}
         return {**payload, "checkpoint_id": manifest.checkpoint_id, **next_epoch, **report}
+
+    @contextmanager
+    def _marked_in_use(self, experiment: Experiment, manifest: Manifest) -> Iterator[None]:
+        """Keep a checkpoint from being deleted for a while, unless the run cannot go on from it after all."""
+        marked = None
+        with store_failures_logged(f"keeping {manifest.checkpoint_id} from being deleted"):
+            marked = mark_in_use(experiment, manifest.checkpoint_id)
+        try:
+            yield
+        except Exception:
+            if marked is not None:
+                with store_failures_logged(f"letting {manifest.checkpoint_id} be deleted again"):
+                    take_mark_back(experiment, marked, until=manifest.in_use_until)
+            raise

@@ -34,6 +34,20 @@ def test_a_deletion_asks_first(experiment: Experiment, clock: Clock) -> None:
     assert deletion.delete_all(experiment, [used.checkpoint_id]).deleted
 
 
+def test_a_mark_is_taken_back_by_who_set_it(experiment: Experiment, clock: Clock) -> None:
+    """A run that cannot go on takes its own mark back, and not that of a run that has resumed since."""
+    saved = save(experiment).checkpoint_id
+    first = edits.mark_in_use(experiment, saved)
+    clock.now += timedelta(minutes=1)
+    second = edits.mark_in_use(experiment, saved)
+    edits.take_mark_back(experiment, first, until=None)
+    assert experiment.get(saved).in_use_until == second.in_use_until
+    edits.take_mark_back(experiment, second, until=first.in_use_until)
+    assert experiment.get(saved).in_use_until == first.in_use_until
+    edits.take_mark_back(experiment, first, until=None)
+    assert deletion.delete_all(experiment, [saved]).deleted
+
+
 def test_what_was_listed_may_be_old(experiment: Experiment, store: MemoryStore) -> None:
     """A pin that another process has set since the listing holds; one that it has taken off does not."""
     pinned, unpinned = save(experiment), save(experiment, 2)

@@ -318,7 +318,9 @@ def test_the_message_of_a_mismatch_names_the_checkpoint(manager: CheckpointManag
     manager.save_checkpoint(model=model, epoch=1)
     torch.save({"state_dict": nn.Sequential(nn.Linear(4, 4)).state_dict(), "epoch": 7}, tmp_path / "old.pt")
     imported = manager.import_checkpoint(tmp_path / "old.pt")
-    with pytest.raises(StateMismatchError, match=rf"{imported}. It is the newest, and described as: Imported from .*old\.pt"):
+    with pytest.raises(
+        StateMismatchError, match=rf"{imported}\. It is the newest, and described as: Imported from .*old\.pt"
+    ):
         manager.resume(model=model)
     manager.delete_checkpoint(imported)
     resumed = manager.resume(model=model)
