@@ -13,6 +13,9 @@ from ckpt_lib.core import html
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode
 from ckpt_lib.errors import CheckpointError
+from ckpt_lib.experiment.listing import check_experiment_exists
+from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.query import Catalogue
 from ckpt_lib.index.conditions import Condition
 from ckpt_lib.index.selection import Selection, check_metric_is_known
 from ckpt_lib.loading.compare import compare_named
@@ -83,12 +86,18 @@ class Finder(Maintainer):
     def compare_checkpoints(
         self, checkpoint_ids: Sequence[str], *, metrics: Collection[str] | None = None, tensors: bool = False
     ) -> CheckpointComparison:
-        """Set checkpoints side by side.
+        """Set checkpoints side by side; names such as ``run-7/best`` are those of another experiment of the store.
 
         ``metrics`` restricts ``metrics_comparison``. With ``tensors``, ``tensors_comparison`` maps each further id to
         how its tensors differ from the first one's; that loads them, two at a time.
         """
-        return compare_named(self._catalogue, checkpoint_ids, metrics=metrics, tensors=tensors)
+        return compare_named(
+            self._catalogue, checkpoint_ids, metrics=metrics, tensors=tensors, catalogue_of=self._catalogue_of
+        )
+
+    def _catalogue_of(self, experiment_name: str) -> Catalogue:
+        check_experiment_exists(self._locations.home.store, experiment_name)
+        return Locations(self.config, experiment_name).catalogue
 
     def get_checkpoint_summary(self) -> ExperimentSummary:
         """Return totals, the best and the latest id, and statistics of every metric."""

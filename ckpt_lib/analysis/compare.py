@@ -16,14 +16,14 @@ from ckpt_lib.errors import ConfigError
 from ckpt_lib.formats import Payload
 
 
-def compare(checkpoints: Sequence[CheckpointMetadata]) -> CheckpointComparison:
-    """Set checkpoints side by side, without their tensors; fewer than two are a ``ConfigError``."""
+def compare(checkpoints: Sequence[CheckpointMetadata], names: Sequence[str]) -> CheckpointComparison:
+    """Set checkpoints side by side by these names, without their tensors; fewer than two are a ``ConfigError``."""
     if len(checkpoints) < 2:
         raise ConfigError("a comparison needs at least two checkpoints", got=len(checkpoints))
     configs = _columns([_flat(checkpoint.config) for checkpoint in checkpoints])
     tags = dict.fromkeys(tag for checkpoint in checkpoints for tag in checkpoint.tags)
     comparison: CheckpointComparison = {
-        "checkpoint_ids": [checkpoint.checkpoint_id for checkpoint in checkpoints],
+        "checkpoint_ids": list(names),
         "metrics_comparison": _columns([checkpoint.metrics for checkpoint in checkpoints]),
         "config_comparison": {
             name: values for name, values in configs.items() if any(value != values[0] for value in values)

@@ -37,7 +37,8 @@ class ComparedFacts(TypedDict):
 class CheckpointComparison(TypedDict):
     """Checkpoints side by side. Lists are in the order of ``checkpoint_ids``, with ``None`` for what was not recorded.
 
-    ``config_comparison`` holds only options that differ; dots join the names of nested ones. ``tensors_comparison``
+    Ids of another experiment have its name before them, as in ``run-7/checkpoint_…``. ``config_comparison`` holds only
+    options that differ; dots join the names of nested ones. ``tensors_comparison``
     maps each further id to the differences of its tensors; it is there if it was asked for.
     """
 

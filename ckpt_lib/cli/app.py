@@ -99,7 +99,8 @@ class _Command(TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         typed = {name for name in ctx.params if ctx.get_parameter_source(name).name == "COMMANDLINE"}
         with reported(as_json=ctx.obj):
-            given = with_experiment(ctx.params, ctx.params["experiment"] if "experiment" in typed else None)
+            named = ctx.params["experiment"] if "experiment" in typed else None
+            given = with_experiment(ctx.params, named, may_be_several=ctx.command.name == "compare")
         if given != ctx.params:  # the experiment was typed, in a name
             ctx.params, typed = given, typed | {"experiment"}
         with options.typed({name: ctx.params[name] for name in typed}), reported(as_json=ctx.obj):

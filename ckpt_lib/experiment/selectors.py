@@ -82,3 +82,13 @@ def _is_short_for(match: re.Match[str], checkpoint_id: str) -> bool:
         and (step is None or int(found_step) == int(step))
         and (rest is None or found_rest.startswith(rest))
     )
+
+
+def split_experiment(text: str) -> tuple[str | None, str]:
+    """Return the experiment in a name, as in ``run-7/best``, and what follows it.
+
+    More slashes make a path, to which nothing answers.
+    """
+    experiment, slash, rest = text.partition("/")
+    is_path = "/" in rest or experiment in ("", ".", "..", "~") or not rest
+    return (None, text) if is_path or not slash else (experiment, rest)

@@ -32,7 +32,7 @@ def comparison_html(manager: CheckpointManager, names: Sequence[str]) -> Markup:
     compared = manager.compare_checkpoints(names)
     ids = compared["checkpoint_ids"]
     columns = (Column("", is_head=True), *(Column(checkpoint_id, numeric=True) for checkpoint_id in ids))
-    heads = [button("open", checkpoint_id, checkpoint_id, kind="ck-link ck-id") for checkpoint_id in ids]
+    heads = [_head(checkpoint_id) for checkpoint_id in ids]
     parts = {
         "Checkpoints": [("", *heads), *_facts(compared)],
         "Metrics": _metrics(compared, manager.monitor),
@@ -51,6 +51,13 @@ def comparison_html(manager: CheckpointManager, names: Sequence[str]) -> Markup:
             for title, rows in parts.items()
         ]
     )
+
+
+def _head(checkpoint_id: str) -> Markup | str:
+    """Return a button that opens the checkpoint; that of another experiment is named alone."""
+    if "/" in checkpoint_id:
+        return checkpoint_id
+    return button("open", checkpoint_id, checkpoint_id, kind="ck-link ck-id")
 
 
 def _facts(compared: CheckpointComparison) -> list[tuple[Any, ...]]:

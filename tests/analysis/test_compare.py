@@ -11,7 +11,13 @@ from torch import nn
 
 from ckpt_lib import CheckpointComparison, CheckpointManager, ExperimentSummary
 from ckpt_lib.analysis.compare import compare_tensors, metrics_frame
-from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError, UnknownMetricError
+from ckpt_lib.errors import (
+    CheckpointNotFoundError,
+    ConfigError,
+    CorruptCheckpointError,
+    ExperimentNotFoundError,
+    UnknownMetricError,
+)
 from tests.helpers import flip_bit, payload_path, save
 
 
@@ -28,6 +34,22 @@ def test_every_list_is_in_the_order_of_the_ids(manager: CheckpointManager) -> No
     assert facts["is_latest"] == [True, False]
     assert facts["is_best"] == [True, False]
     json.dumps(comparison)
+
+
+def test_names_of_other_experiments(manager: CheckpointManager) -> None:
+    """A name may begin with another experiment of the store, which its id then shows; an unknown one is an error."""
+    saved = save(manager, 1, 0.5)
+    other = CheckpointManager(manager.config, "other")
+    elsewhere = save(other, 2, 0.25)
+    found = manager.compare_checkpoints([f"{manager.experiment_name}/latest", "other/best"], tensors=True)
+    assert found["checkpoint_ids"] == [saved, f"other/{elsewhere}"]
+    assert found["metrics_comparison"] == {"val_loss": [0.5, 0.25]}
+    assert found["metadata_comparison"]["is_best"] == [True, True]
+    assert list(found["tensors_comparison"]) == [f"other/{elsewhere}"]
+    with pytest.raises(ExperimentNotFoundError, match="othre"):
+        manager.compare_checkpoints(["latest", "othre/best"])
+    with pytest.raises(CheckpointNotFoundError):
+        manager.compare_checkpoints(["latest", "other/epoch_7"])
 
 
 def test_only_differing_configuration_is_shown(manager: CheckpointManager) -> None:

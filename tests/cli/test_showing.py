@@ -185,6 +185,17 @@ def test_several_experiments_need_a_name(store: Path) -> None:
     assert run_json("list", store=store, env={"CKPT_EXPERIMENT": "letters"})["experiment_name"] == "letters"
 
 
+def test_compare_takes_several_experiments(store: Path, ids: list[str]) -> None:
+    """The names say which; other commands are about one experiment."""
+    shutil.copytree(store / "digits", store / "letters")
+    both = ["digits/best", "letters/latest"]
+    for names in (both, ["best", "letters/latest", "-e", "digits"]):
+        found = run_json("compare", *names, store=store)
+        assert found["checkpoint_ids"] == [ids[1], f"letters/{ids[2]}"]
+    assert f"#2  letters/{ids[2]}" in run("compare", *both, store=store).stdout
+    assert "several experiments" in run("validate", *both, store=store, code=2).stderr
+
+
 def test_list_shows_backups_that_are_all_that_is_left(store: Path, ids: list[str], tmp_path: Path) -> None:
     """Also where they lie in a place of their own, beside a store that has lost the experiment."""
     shutil.copytree(store / "digits" / "backups", tmp_path / "elsewhere" / "digits")
