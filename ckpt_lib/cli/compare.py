@@ -95,8 +95,8 @@ def compare(
 ) -> None:
     """Compare two or more checkpoints.
 
-    Shows metrics, differing configuration, tags and, with --tensors, tensors side by side. Names such as run-7/best may be
-    of several experiments.
+    Shows metrics, differing configuration, tags and, with --tensors, tensors side by side. Names such as run-7/best may
+    be of several experiments.
 
     Example: ckpt compare latest best
     """
