@@ -12,6 +12,7 @@ from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.names import EXPERIMENT_PATTERN, MAX_EXPERIMENT_NAME_LENGTH
 from ckpt_lib.experiment.overviews import describe_experiments, find_checkpoints
 from ckpt_lib.index.overview import ExperimentOverview
+from ckpt_lib.index.places import Place
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.web.access import Reader
 from ckpt_lib.web.managers import Managers
@@ -21,6 +22,8 @@ router = APIRouter(tags=["read"])
 Item = TypeVar("Item")
 ALL_THERE = ConfigDict(json_schema_serialization_defaults_required=True)
 """For answers: a client may count on fields that have a default, for each is sent."""
+MOST_AFTER = 1_000
+"""The characters of a place in a list."""
 
 
 class Page(BaseModel, Generic[Item]):
@@ -66,12 +69,22 @@ class Asked(BaseModel):
     )
     descending: bool = Field(default=False, description="Largest first.")
     limit: int = Field(default=50, ge=1, le=500, description="The most items of a page.")
-    after: str | None = Field(default=None, max_length=300, description="The ``next`` of the page before.")
+    after: str | None = Field(
+        default=None,
+        max_length=MOST_AFTER,
+        description="The ``next`` of the page before, also if its last checkpoint was deleted meanwhile.",
+    )
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of a manager's list, with one more item to see whether another page follows."""
         given = self.model_dump(exclude={"tag"})
         return given | {"tags": self.tag, "limit": self.limit + 1}
+
+    def page_of(self, found: list[CheckpointMetadata], *, in_all: bool = False) -> Page[CheckpointMetadata]:
+        """Return the page of a list that has one more item than the page, if another one follows."""
+        is_last = len(found) <= self.limit
+        place = None if is_last else str(Place.of(found[self.limit - 1], self.sort_by, in_all=in_all))
+        return Page(items=found[: self.limit], next=place)
 
 
 def manager_of(request: Request, experiment: str) -> CheckpointManager:
@@ -92,8 +105,7 @@ def find(request: Request, _: Reader, asked: Annotated[Asked, Query()]) -> Page[
     """Find checkpoints in all experiments."""
     managers: Managers = request.app.state.managers
     found = find_checkpoints(managers.config, **asked.options())
-    last = found[asked.limit - 1] if len(found) > asked.limit else None
-    return Page(items=found[: asked.limit], next=f"{last.experiment_name}/{last.checkpoint_id}" if last else None)
+    return asked.page_of(found, in_all=True)
 
 
 @router.get("/experiments/{experiment}/checkpoints")
@@ -101,9 +113,7 @@ def list_checkpoints(
     request: Request, _: Reader, experiment: ExperimentName, asked: Annotated[Asked, Query()]
 ) -> Page[CheckpointMetadata]:
     """List the checkpoints of an experiment, a page at a time."""
-    found = manager_of(request, experiment).list_checkpoints(**asked.options())
-    last = found[asked.limit - 1] if len(found) > asked.limit else None
-    return Page(items=found[: asked.limit], next=last.checkpoint_id if last else None)
+    return asked.page_of(manager_of(request, experiment).list_checkpoints(**asked.options()))
 
 
 @router.get("/experiments/{experiment}/checkpoints/{name}")

@@ -8,6 +8,9 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response, status
 from fastapi.security import HTTPAuthorizationCredentials
 from pydantic import BaseModel, ConfigDict, Field
 
+from ckpt_lib.core.wording import shown
+from ckpt_lib.errors import ConfigError
+from ckpt_lib.index.places import microseconds_of
 from ckpt_lib.web.access import Reader, Writer, authorize, bearer
 from ckpt_lib.web.job import Job, JobSummary
 from ckpt_lib.web.jobs import Jobs
@@ -59,11 +62,28 @@ def list_jobs(request: Request, _: Reader, asked: Annotated[PageOfJobs, Query()]
     jobs = jobs_of(request)
     found = jobs.all()
     if asked.after is not None:
-        last = jobs.get(asked.after)
-        found = [job for job in found if (job.created_at, job.job_id) < (last.created_at, last.job_id)]
+        place = _place_in(asked.after)
+        found = [job for job in found if _order(job) < place]
     items = [job.summary() for job in found[: asked.limit]]
     is_last = len(found) <= asked.limit
-    return Page(items=items, next=None if is_last else items[-1].job_id)
+    return Page(items=items, next=None if is_last else "-".join(map(str, _order(items[-1]))))
+
+
+def _order(job: JobSummary) -> tuple[int, str]:
+    return microseconds_of(job.created_at), job.job_id
+
+
+def _place_in(after: str) -> tuple[int, str]:
+    """Return where a page of jobs ended: its last job may be forgotten by now."""
+    microseconds, _, job_id = after.partition("-")
+    if not (microseconds.isdecimal() and microseconds.isascii() and job_id):
+        raise ConfigError(
+            "a page cannot begin after this",
+            expected="the `next` of the page before, as it is",
+            got=shown(after),
+            hint="Begin with the first page.",
+        )
+    return int(microseconds), job_id
 
 
 @router.get("/jobs/{job_id}", tags=["read"])

@@ -21,6 +21,7 @@ from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import AlreadyRunningError, ConfigError
 from ckpt_lib.web import ServerSettings
+from ckpt_lib.web import jobs as jobs_module
 from ckpt_lib.web.job import Job, JobSummary
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
@@ -90,6 +91,18 @@ def test_jobs_are_listed_in_pages(client: httpx.Client) -> None:
     assert [job["job_id"] for job in first["items"] + rest["items"]] == started[::-1]
     assert rest["next"] is None
     assert first["items"][0].keys() == JobSummary.model_fields.keys()
+
+
+def test_a_page_of_jobs_goes_on_where_one_was_forgotten(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job that a page ended with may be forgotten when the next page is asked for."""
+    started = [ended(client, client.post(JOBS, json={"operation": "validate"}))["job_id"] for _ in range(3)]
+    after = client.get("/jobs", params={"limit": 2}).json()["next"]
+    monkeypatch.setattr(jobs_module, "_KEPT", 2)
+    started.append(ended(client, client.post(JOBS, json={"operation": "validate"}))["job_id"])
+    wait_for(lambda: len(client.get("/jobs").json()["items"]) == 2)
+    assert client.get(f"/jobs/{started[1]}").status_code == 404
+    assert client.get("/jobs", params={"after": after}).json() == {"items": [], "next": None}
+    assert client.get("/jobs", params={"after": "nothing"}).status_code == 422
 
 
 def test_what_max_backups_retires_is_told(settings: ServerSettings, config: CheckpointConfig) -> None:

@@ -51,6 +51,22 @@ def test_pages_follow_one_another(client: httpx.Client) -> None:
         assert epochs[3:] == ([("words", 1)] if path == "/checkpoints" else [])
 
 
+@pytest.mark.parametrize("path", ["/experiments/digits/checkpoints", "/checkpoints"])
+@pytest.mark.parametrize("order", [{}, {"sort_by": "val_loss"}, {"sort_by": "timestamp", "descending": True}], ids=str)
+def test_pages_go_on_where_one_was_deleted(
+    client: httpx.Client, config: CheckpointConfig, path: str, order: dict[str, Any]
+) -> None:
+    """The checkpoint that a page ended with may be gone when the next page is asked for."""
+    whole = [item["checkpoint_id"] for item in get(client, path, params=order)["items"]]
+    page = get(client, path, params={**order, "limit": 2})
+    last = page["items"][-1]
+    CheckpointManager(config, last["experiment_name"]).delete_checkpoint(last["checkpoint_id"])
+    rest = get(client, path, params={**order, "after": page["next"]})
+    assert [item["checkpoint_id"] for item in rest["items"]] == whole[2:]
+    if order:
+        get(client, path, 422, params={"after": page["next"]})
+
+
 def test_filters(client: httpx.Client) -> None:
     """Conditions, tags and text, as in lists on the command line."""
     found = get(client, "/experiments/digits/checkpoints", params={"where": ["val_loss<3", "epoch>=3"], "tag": "odd"})
