@@ -25,6 +25,7 @@
     ├── LaunchError (RuntimeError)                a launched command could not start, or did not get done
     ├── AlreadyRunningError (RuntimeError)        another launch of the experiment has not ended
     ├── RunUnavailableError (ConnectionError)     a live run that has ended, or does not answer in time
+    ├── IdempotencyKeyError (ValueError)          a key that another request was sent with before
     ├── IntegrityError (ValueError)
     │   ├── CorruptCheckpointError                the payload differs from its digests, or is missing
     │   ├── CorruptManifestError                  the manifest differs from its own digest
@@ -198,6 +199,10 @@ class AlreadyRunningError(CheckpointError, RuntimeError):
 
 class RunUnavailableError(CheckpointError, ConnectionError):
     """A live run has ended, or did not answer in time; what it was asked for was not done."""
+
+
+class IdempotencyKeyError(CheckpointError, ValueError):
+    """The key of a request belongs to another request; nothing was started."""
 
 
 class IntegrityError(CheckpointError, ValueError):

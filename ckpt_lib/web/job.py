@@ -42,6 +42,7 @@ class Job(JobSummary):
     """One piece of long work, with its outcomes."""
 
     checkpoint_ids: list[str] = Field(description="What the names stood for when the job was started.")
+    idempotency_key: str | None = Field(default=None, description="The `Idempotency-Key` that it was started with.")
     result: list[Outcome] | None = Field(default=None, description="One outcome for each id; null until it has ended.")
 
     def summary(self) -> JobSummary:

@@ -11,6 +11,7 @@ from pathlib import Path
 from ckpt_lib.core.logs import failures_logged
 from ckpt_lib.errors import AlreadyRunningError, CheckpointNotFoundError
 from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.web.idempotency import job_of_key
 from ckpt_lib.web.job import Job, JobUpdate
 from ckpt_lib.web.job_folder import JobFolder
 from ckpt_lib.web.managers import Managers
@@ -72,11 +73,12 @@ class Jobs:
             if runner is None or not runner.resume(job):
                 self.update(job.job_id, _interrupted(job, is_known=runner is not None))
 
-    def start(self, experiment_name: str, work: AnyWork, who: str) -> Job:
+    def start(self, experiment_name: str, work: AnyWork, who: str, *, key: str | None = None) -> Job:
         """Store a job that waits for its turn. Names are resolved now.
 
         Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` for a name, and
-        :class:`~ckpt_lib.errors.AlreadyRunningError` if too many jobs wait.
+        :class:`~ckpt_lib.errors.AlreadyRunningError` if too many jobs wait. With a ``key`` it returns, and raises, as
+        :meth:`started_before`.
         """
         runner = DEFAULT_RUNNER if work.needs_transfers else self._runner_name
         now = datetime.now(UTC)
@@ -88,8 +90,11 @@ class Jobs:
             who=who,
             runner=runner,
             created_at=now,
+            idempotency_key=key,
         )
-        with self._lock:  # one after the other, so that no two take the last place
+        with self._lock:  # one after the other, so that no two take the last place, or have the same key
+            if before := job_of_key(self._jobs.values(), key, who, experiment_name, work):
+                return before
             if sum(not other.has_ended for other in self._jobs.values()) >= MOST_WAITING:
                 raise AlreadyRunningError(
                     "too many jobs are waiting", expected=f"at most {MOST_WAITING}", hint="Try again later."
@@ -98,6 +103,14 @@ class Jobs:
         self._store(job.job_id)
         self._runners[runner].start(job)
         return job
+
+    def started_before(self, experiment_name: str, work: AnyWork, who: str, key: str | None) -> Job | None:
+        """Return the job that the same request with the same key has started, as it is now.
+
+        Raises :class:`~ckpt_lib.errors.IdempotencyKeyError` for the key of another request.
+        """
+        with self._lock:
+            return job_of_key(self._jobs.values(), key, who, experiment_name, work)
 
     def _manager_of(self, job: Job) -> CheckpointManager:
         return self._managers.for_job(job.experiment_name, may_create=job.work.may_create)

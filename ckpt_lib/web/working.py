@@ -12,6 +12,7 @@ from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.index.places import microseconds_of
 from ckpt_lib.web.access import Reader, Writer, authorize, bearer
+from ckpt_lib.web.idempotency import IdempotencyKey, key_in
 from ckpt_lib.web.job import Job, JobSummary
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.operations import AnyWork
@@ -40,18 +41,23 @@ def jobs_of(request: Request) -> Jobs:
 def start_job(
     request: Request,
     response: Response,
+    *,
     _: Reader,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
     experiment: ExperimentName,
     work: AnyWork,
+    idempotency_key: IdempotencyKey = None,
 ) -> Job:
     """Start long work. To validate and export needs the scope read, to clean up delete, all else write.
 
-    `Location` is the address of the job.
+    `Location` is the address of the job. With an `Idempotency-Key`, the same request starts no second one.
     """
     who = authorize(request, work.scope, credentials.credentials if credentials else None)
-    work.prepare(request.app.state.transfers)
-    job = jobs_of(request).start(experiment, work, who)
+    jobs, key = jobs_of(request), key_in(idempotency_key)
+    job = jobs.started_before(experiment, work, who, key)  # before its uploads and names, which may be gone by now
+    if job is None:
+        work.prepare(request.app.state.transfers)
+        job = jobs.start(experiment, work, who, key=key)
     response.headers["Location"] = str(request.url_for("get_job", job_id=job.job_id).path)
     return job
 

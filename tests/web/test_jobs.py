@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import AlreadyRunningError, ConfigError
-from ckpt_lib.web import ServerSettings
+from ckpt_lib.web import ServerSettings, idempotency
 from ckpt_lib.web import jobs as jobs_module
 from ckpt_lib.web.job import Job, JobSummary
 from ckpt_lib.web.jobs import Jobs
@@ -103,6 +103,51 @@ def test_a_page_of_jobs_goes_on_where_one_was_forgotten(client: httpx.Client, mo
     assert client.get(f"/jobs/{started[1]}").status_code == 404
     assert client.get("/jobs", params={"after": after}).json() == {"items": [], "next": None}
     assert client.get("/jobs", params={"after": "nothing"}).status_code == 422
+
+
+KEY = {"Idempotency-Key": '"8e03978e-40d5-43dd-bc93-6894a57f9324"'}
+
+
+def test_the_same_request_starts_one_job(settings: ServerSettings, config: CheckpointConfig) -> None:
+    """By its key: sent again, at once and to the next server; another body with the key is refused."""
+    body = {"operation": "validate", "names": ["latest"]}
+    with served(settings) as client:
+        with ThreadPoolExecutor() as pool:
+            asked = [pool.submit(client.post, JOBS, json=body, headers=KEY) for _ in range(8)]
+            started = [response.result() for response in asked]
+        assert {response.status_code for response in started} == {202}
+        (location,) = {response.headers["location"] for response in started}
+        assert ended(client, started[0])["idempotency_key"] == KEY["Idempotency-Key"].strip('"')
+    CheckpointManager(config, "digits").delete_checkpoint("latest")
+    with served(settings) as client:
+        plain = {"Idempotency-Key": KEY["Idempotency-Key"].strip('"')}
+        assert client.post(JOBS, json=body, headers=plain).headers["location"] == location
+        for other in ({**body, "names": ["best"]}, {**body, "operation": "backup"}):
+            refused = client.post(JOBS, json=other, headers=KEY)
+            assert (refused.status_code, refused.json()["type"]) == (422, "IdempotencyKeyError")
+        assert client.post("/experiments/words/jobs", json=body, headers=KEY).status_code == 422
+        assert client.post(JOBS, json=body).headers["location"] != location
+        assert len(client.get("/jobs").json()["items"]) == 2
+
+
+def test_a_key_is_that_of_a_token_and_of_a_day(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gets the job of somebody else by guessing a key, and after a day it stands for nothing."""
+    jobs, work = Jobs(settings.jobs_path(), Managers(settings.config)), Validate(names=["latest"])
+    jobs.open()
+    mine = jobs.start("digits", work, "me", key="k")
+    assert jobs.start("digits", work, "me", key="k").job_id == mine.job_id
+    assert jobs.start("digits", work, "you", key="k").job_id != mine.job_id
+    monkeypatch.setattr(idempotency, "KEPT", timedelta(0))
+    assert jobs.start("digits", work, "me", key="k").job_id != mine.job_id
+    jobs.close()
+
+
+@pytest.mark.parametrize("key", ["", '""', '"', "a b", '"\\x"', "k" * 256, '"a", "b"', "\xe9"])
+def test_what_is_no_key_is_refused(client: httpx.Client, key: str) -> None:
+    """Without starting anything."""
+    response = client.post(JOBS, json={"operation": "validate"}, headers={b"Idempotency-Key": key.encode("latin-1")})
+    assert (response.status_code, response.json()["type"]) == (422, "ConfigError")
+    assert client.get("/jobs").json()["items"] == []
 
 
 def test_what_max_backups_retires_is_told(settings: ServerSettings, config: CheckpointConfig) -> None:
