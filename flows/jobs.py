@@ -41,7 +41,7 @@ def checkpoint_job(
     Args:
         config: The store and its options.
         experiment_name: An existing experiment; it may consist of backups alone.
-        work: The operation, and names of checkpoints; without names, it is done on all of them.
+        work: The operation and, where it is on checkpoints, their names, or "all" for all of them.
         checkpoint_ids: What the names stood for when the job was started. By default, they are resolved now.
     """
     require_absolute(config)

@@ -63,7 +63,7 @@ class Actions:
             self._desk.check(request, "read")
             return self._moves[act](view, value), None
         if act in _WORKS:
-            self._desk.start(request, view.experiment, _WORKS[act](names=[value] if value else []))
+            self._desk.start(request, view.experiment, _WORKS[act](names=[value] if value else "all"))
             place = "the history below, and in Jobs" if view.opened else "Jobs"
             return view, notice(f"{_STARTED[act]} started.", hint=f"Its outcome is in {place}.")
         if act == "cleanup":

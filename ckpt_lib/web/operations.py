@@ -27,10 +27,11 @@ from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.uploads import MOST_UPLOADS, Uploads
 
 Name = Annotated[str, Field(max_length=200)]
-Names = Annotated[list[Name], Field(max_length=1_000, description="Checkpoints by any name.")]
+Names = Annotated[list[Name], Field(min_length=1, max_length=1_000, description="Checkpoints by any name.")]
 OneName = Annotated[list[Name], Field(min_length=1, max_length=1, description="A checkpoint by any name.")]
-NoNames = Annotated[list[Name], Field(max_length=0, description="None: it is not about checkpoints that are there.")]
-
+NamesOrAll = Annotated[
+    Names | Literal["all"], Field(description="Checkpoints by any name, or the text all for all of the experiment.")
+]
 
 Step = Callable[[str, Callable[[], Any]], Any]
 """Calls the function that does one checkpoint, whose description it is given, and returns or raises what that does."""
@@ -49,11 +50,9 @@ class Outcome(BaseModel):
 
 
 class Work(BaseModel):
-    """An operation on checkpoints of an experiment; without names, on all of them."""
+    """An operation of an experiment."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    names: Names = []
 
     @property
     def scope(self) -> Scope:
@@ -73,15 +72,12 @@ class Work(BaseModel):
     def prepare(self, transfers: Transfers) -> None:
         """Learn where uploads and exports are, and check what can be checked at once. The server calls it first."""
 
-    def resolve(self, manager: CheckpointManager) -> list[str]:
-        """Return the ids that the names stand for, each once; ids stay as they are, also of deleted checkpoints.
+    def resolve(self, manager: CheckpointManager) -> list[str]:  # noqa: ARG002
+        """Return the ids of the checkpoints that it is about; none where it is about no single ones.
 
         Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
         """
-        if not self.names:
-            return manager.checkpoint_ids()
-        ids = (name if is_checkpoint_id(name) else manager.get_checkpoint(name).checkpoint_id for name in self.names)
-        return list(dict.fromkeys(ids))
+        return []
 
     def total_bytes(self, manager: CheckpointManager, checkpoint_ids: list[str]) -> int | None:  # noqa: ARG002
         """Return how many bytes progress counts up to; ``None`` if it is not known."""
@@ -107,7 +103,20 @@ class Work(BaseModel):
         raise NotImplementedError
 
 
-class Validate(Work):
+class NamedWork(Work):
+    """An operation on checkpoints of an experiment."""
+
+    names: NamesOrAll
+
+    def resolve(self, manager: CheckpointManager) -> list[str]:
+        """Return the ids that the names stand for, each once; ids stay as they are, also of deleted checkpoints."""
+        if self.names == "all":
+            return manager.checkpoint_ids()
+        ids = (name if is_checkpoint_id(name) else manager.get_checkpoint(name).checkpoint_id for name in self.names)
+        return list(dict.fromkeys(ids))
+
+
+class Validate(NamedWork):
     """Read every byte of checkpoints and report damage."""
 
     operation: Literal["validate"] = "validate"
@@ -129,7 +138,7 @@ COPIED, DELETED_AGAIN = "copied", "deleted again"
 """The second one where max_backups has retired a copy that was just made."""
 
 
-class Backup(Work):
+class Backup(NamedWork):
     """Copy checkpoints to the backup location."""
 
     operation: Literal["backup"] = "backup"
@@ -151,11 +160,11 @@ class Backup(Work):
         return COPIED if manager.backup_checkpoint(checkpoint_id, progress=progress) else "already there"
 
 
-class Restore(Work):
+class Restore(NamedWork):
     """Restore damaged or deleted checkpoints from their backups."""
 
     operation: Literal["restore"] = "restore"
-    names: Names = Field(min_length=1)
+    names: Names
 
     def resolve(self, manager: CheckpointManager) -> list[str]:
         try:
@@ -171,17 +180,17 @@ class Restore(Work):
         return "restored"
 
 
-class Repair(Work):
+class Repair(NamedWork):
     """Repair the damaged bytes of checkpoints from their backups."""
 
     operation: Literal["repair"] = "repair"
-    names: Names = Field(min_length=1)
+    names: Names
 
     def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
         return manager.repair_checkpoint(checkpoint_id, progress=progress).model_dump(mode="json")
 
 
-class Export(Work):
+class Export(NamedWork):
     """Export a checkpoint, to be downloaded: as it is, or converted for another program."""
 
     operation: Literal["export"] = "export"
@@ -233,7 +242,6 @@ class Import(Work):
     """Import an uploaded checkpoint of this library or of another program, as the newest of the experiment."""
 
     operation: Literal["import"] = "import"
-    names: NoNames = []
     uploads: list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]] = Field(
         min_length=1, max_length=MOST_UPLOADS, description="The files of one checkpoint. They go once it is imported."
     )
@@ -254,9 +262,6 @@ class Import(Work):
     def prepare(self, transfers: Transfers) -> None:
         self._uploads = transfers.uploads
         self._uploads.require_complete(self.uploads)
-
-    def resolve(self, manager: CheckpointManager) -> list[str]:  # noqa: ARG002
-        return []
 
     def do(
         self,
@@ -288,7 +293,6 @@ class Cleanup(Work):
     """Carry out the retention plan that was shown, and nothing else."""
 
     operation: Literal["cleanup"] = "cleanup"
-    names: NoNames = []
     max_checkpoints: MaxCheckpoints = None
     policy: dict[str, Any] | None = Field(
         default=None, description='A retention policy, such as {"kind": "newest", "count": 5}.'
@@ -301,9 +305,6 @@ class Cleanup(Work):
 
     def prepare(self, transfers: Transfers) -> None:  # noqa: ARG002
         check_rules(self.max_checkpoints, self.policy)
-
-    def resolve(self, manager: CheckpointManager) -> list[str]:  # noqa: ARG002
-        return []
 
     def do(
         self,

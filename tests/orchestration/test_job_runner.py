@@ -78,7 +78,7 @@ def until(what: str, condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 def started(client: httpx.Client, operation: str, *names: str) -> tuple[str, FlowRun]:
     """A new job, and the flow run that Prefect has of it."""
-    response = client.post(JOBS, json={"operation": operation, "names": names})
+    response = client.post(JOBS, json={"operation": operation, "names": list(names) or "all"})
     assert response.status_code == 202, response.text
     job_id = str(response.json()["job_id"])
     return job_id, until("the run", lambda: next(iter(runs_of(job_id)), None))
@@ -213,7 +213,7 @@ def test_while_prefect_does_not_answer_jobs_wait(client: httpx.Client, monkeypat
         raise httpx.ConnectError("refused")
 
     monkeypatch.setattr(job_runner, "_runs_of", away)
-    job_id = client.post(JOBS, json={"operation": "validate"}).json()["job_id"]
+    job_id = client.post(JOBS, json={"operation": "validate", "names": "all"}).json()["job_id"]
     until("three failures", lambda: len(failures) >= 3)
     assert job_of(client, job_id)["state"] == "waiting"
     monkeypatch.setattr(job_runner, "_runs_of", original)

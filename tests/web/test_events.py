@@ -111,7 +111,7 @@ def test_jobs_and_the_damage_that_they_find(client: httpx.Client, config: Checkp
     jobs = "/experiments/digits/jobs"
     with followed(client) as stream:
         assert stream.next()["event"] == "ready"
-        job_id = client.post(jobs, json={"operation": "validate"}).json()["job_id"]
+        job_id = client.post(jobs, json={"operation": "validate", "names": "all"}).json()["job_id"]
         states = [json.loads(stream.until("job", job_id=job_id)["data"])["state"]]
         stream.until("checkpoint.damaged", checkpoint_id=latest.checkpoint_id)
         stream.until("job", job_id=job_id, state="succeeded")
