@@ -54,7 +54,7 @@ def checkpoint_job(
     report_outcomes(artifact_key("job", config, experiment_name), title, outcomes)
     problem = ending_of(outcomes).problem
     if problem is not None:
-        return Failed(message=problem.title)  # type: ignore[return-value]
+        return Failed(message=problem.detail)  # type: ignore[return-value]
     return completed(outcomes, f"{work.operation}: {count_of(len(outcomes), 'checkpoint')}")
 
 

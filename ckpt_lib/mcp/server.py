@@ -110,5 +110,5 @@ def _words(error: CheckpointError) -> str:
     """Return an error as the REST API tells it: paths of this machine stay on it."""
     problem = problem_of(error)
     details = (("checkpoint", problem.checkpoint_id), ("expected", problem.expected), ("got", problem.got))
-    told = [f"{problem.type}: {problem.title}", *(f"{name} {value}" for name, value in details if value is not None)]
+    told = [f"{problem.type}: {problem.detail}", *(f"{name} {value}" for name, value in details if value is not None)]
     return "; ".join(told) + "." + (f" {problem.hint}" if problem.hint else "")

@@ -174,7 +174,7 @@ def _jobs_of(checkpoint_id: str, jobs: list[Job]) -> Iterator[tuple[datetime, st
             continue
         told = words[job.work.operation]
         if outcome.problem is not None:
-            yield job.ended_at, f"{told}: {outcome.problem.title}"
+            yield job.ended_at, f"{told}: {outcome.problem.detail}"
         elif job.work.operation == "validate":
             yield job.ended_at, f"{told}: {'intact' if outcome.result['is_valid'] else 'damaged'}"
         elif job.work.operation == "export":

@@ -109,7 +109,7 @@ def _outcome(job: Job) -> str | Markup:
         return "The server ended on the way. Starting it again does what is left."
     if job.problem is not None:
         hint = f" {job.problem.hint}" if job.problem.hint else ""
-        return f"{job.problem.title}{hint}"
+        return f"{job.problem.detail}{hint}"
     tell = _TOLD.get(job.work.operation)
     return tell(job.result) if tell and job.result else job.state
 

@@ -15,6 +15,7 @@ from ckpt_lib.web.feed import Feed
 from ckpt_lib.web.gate import Gate
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
+from ckpt_lib.web.places import Places
 from ckpt_lib.web.problems import documented
 from ckpt_lib.web.settings import ServerSettings
 from ckpt_lib.web.transfers import Transfers
@@ -70,6 +71,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.managers = Managers(settings.config)
     app.state.jobs = Jobs(settings.jobs_path(), app.state.managers, settings.runner)
     app.state.feed = Feed()
+    app.state.streams = Places(following.MOST_FOLLOWERS, "event streams")
     app.state.end_streams = [app.state.feed.close]
     app.state.watcher = Watcher(settings.config, app.state.jobs, app.state.feed)
     app.state.transfers = Transfers(settings)

@@ -72,5 +72,5 @@ def ending_of(result: list[Outcome]) -> JobUpdate:
         return JobUpdate(state="succeeded", result=result)
     if len(result) == 1:
         return JobUpdate(state="failed", result=result, problem=problems[0])
-    title = f"{len(problems)} of {len(result)} checkpoints failed; the first: {problems[0].title}"
-    return JobUpdate(state="failed", result=result, problem=problems[0].model_copy(update={"title": title}))
+    detail = f"{len(problems)} of {len(result)} checkpoints failed; the first: {problems[0].detail}"
+    return JobUpdate(state="failed", result=result, problem=problems[0].model_copy(update={"detail": detail}))

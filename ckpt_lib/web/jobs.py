@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ckpt_lib.core.logs import failures_logged
-from ckpt_lib.errors import AlreadyRunningError, CheckpointNotFoundError
+from ckpt_lib.errors import JobNotFoundError, LimitError
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.web.idempotency import job_of_key
 from ckpt_lib.web.job import Job, JobUpdate
@@ -77,7 +77,7 @@ class Jobs:
         """Store a job that waits for its turn. Names are resolved now.
 
         Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` for a name, and
-        :class:`~ckpt_lib.errors.AlreadyRunningError` if too many jobs wait. With a ``key`` it returns, and raises, as
+        :class:`~ckpt_lib.errors.LimitError` if too many jobs wait. With a ``key`` it returns, and raises, as
         :meth:`started_before`.
         """
         runner = DEFAULT_RUNNER if work.needs_transfers else self._runner_name
@@ -95,10 +95,7 @@ class Jobs:
         with self._lock:  # one after the other, so that no two take the last place, or have the same key
             if before := job_of_key(self._jobs.values(), key, who, experiment_name, work):
                 return before
-            if sum(not other.has_ended for other in self._jobs.values()) >= MOST_WAITING:
-                raise AlreadyRunningError(
-                    "too many jobs are waiting", expected=f"at most {MOST_WAITING}", hint="Try again later."
-                )
+            _require_place([other for other in self._jobs.values() if not other.has_ended], who)
             self._jobs[job.job_id] = job
         self._store(job.job_id)
         self._runners[runner].start(job)
@@ -116,11 +113,11 @@ class Jobs:
         return self._managers.for_job(job.experiment_name, may_create=job.work.may_create)
 
     def get(self, job_id: str) -> Job:
-        """Return a job as it is now. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`."""
+        """Return a job as it is now. Raises :class:`~ckpt_lib.errors.JobNotFoundError`."""
         with self._lock:
             found = self._jobs.get(job_id)
         if found is None:
-            raise CheckpointNotFoundError("there is no such job", hint="The oldest jobs are forgotten.")
+            raise JobNotFoundError("there is no such job", hint="The oldest jobs are forgotten.")
         return found
 
     def all(self) -> list[Job]:
@@ -186,6 +183,19 @@ class Jobs:
             self._folder.remove(old_id)
 
 
+def _require_place(unfinished: Sequence[Job], who: str) -> None:
+    """Raise :class:`~ckpt_lib.errors.LimitError` for one job too many: no token gets more than half of the places."""
+    most_each = max(1, MOST_WAITING // 2)
+    own = sum(job.who == who for job in unfinished)
+    if own >= most_each or len(unfinished) >= MOST_WAITING:
+        whose = f", and {most_each} of one token" if own >= most_each else ""
+        raise LimitError(
+            "too many jobs are waiting",
+            expected=f"at most {MOST_WAITING} in all{whose}",
+            hint="Wait for some to end, or cancel some.",
+        )
+
+
 def _too_old(jobs: Mapping[str, Job]) -> list[str]:
     """Return the ids of the oldest jobs that have ended, of which there are too many or on too many checkpoints."""
     ended = sorted((job for job in jobs.values() if job.has_ended), key=lambda job: (job.created_at, job.job_id))
@@ -201,8 +211,8 @@ def _too_old(jobs: Mapping[str, Job]) -> list[str]:
 
 def _interrupted(job: Job, *, is_known: bool) -> JobUpdate:
     """Return the end of a job that nobody here goes on with; ``is_known`` says whether its runner is."""
-    title = "the server ended before the job did"
+    detail = "the server ended before the job did"
     if not is_known:
-        title = f"the server was started without the runner {job.runner}, which may still do the job"
-    problem = Problem(type="InterruptedError", title=title, status=500, hint="Start the same job again.")
+        detail = f"the server was started without the runner {job.runner}, which may still do the job"
+    problem = Problem.of("InterruptedError", 500, detail, hint="Start the same job again.")
     return JobUpdate(state="interrupted", ended_at=datetime.now(UTC), problem=problem)

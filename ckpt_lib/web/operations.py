@@ -320,9 +320,9 @@ class Cleanup(Work):
         hidden: dict[str, bool | set[str]] = {"plan": True, "backups": {"plan"}, "backups_error": True}
         outcomes = [Outcome(checkpoint_id="", result=report.model_dump(mode="json", exclude=hidden))]
         if report.backups_error is not None:
-            title = "the backups were not cleaned up: the plan for them has changed, or their location failed"
+            detail = "the backups were not cleaned up: the plan for them has changed, or their location failed"
             hint = "Look at the plan as it is now; the server's log says more."
-            problem = Problem(type="StoreError", title=title, status=503, hint=hint)
+            problem = Problem.of("StoreError", 503, detail, hint=hint)
             outcomes.append(Outcome(checkpoint_id="", problem=problem))
         return outcomes
 

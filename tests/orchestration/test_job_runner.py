@@ -196,12 +196,12 @@ def test_the_next_server_finds_running_jobs_again(settings: ServerSettings) -> N
         api.delete_flow_run(lost.id)
     with served(settings) as client:
         assert len(awaited(client, first[0], "succeeded")["result"]) == 3
-        assert awaited(client, third, "interrupted")["problem"]["title"] == "its flow run was deleted"
+        assert awaited(client, third, "interrupted")["problem"]["detail"] == "its flow run was deleted"
         assert job_of(client, second[0])["state"] == "running"
         assert len(runs_of(second[0])) == 1
     with served(settings.model_copy(update={"runner": "threads"})) as client:
         assert job_of(client, second[0])["state"] == "interrupted"
-        assert "runner prefect" in job_of(client, second[0])["problem"]["title"]
+        assert "runner prefect" in job_of(client, second[0])["problem"]["detail"]
 
 
 def test_while_prefect_does_not_answer_jobs_wait(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import pytest
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.errors import AlreadyRunningError, ConfigError
+from ckpt_lib.errors import AlreadyRunningError, ConfigError, LimitError
 from ckpt_lib.web import ServerSettings, idempotency
 from ckpt_lib.web import jobs as jobs_module
 from ckpt_lib.web.job import Job, JobSummary
@@ -81,7 +81,8 @@ def test_names_are_resolved_at_the_start(client: httpx.Client, config: Checkpoin
     for body in ({"operation": "format"}, {"operation": "repair"}, {}, {"operation": "validate", "names": "best"}):
         assert client.post(JOBS, json=body).status_code == 422
     assert client.post("/experiments/none/jobs", json={"operation": "backup", "names": "all"}).status_code == 404
-    assert client.get("/jobs/none").status_code == 404
+    unknown = client.get("/jobs/none")
+    assert (unknown.status_code, unknown.json()["type"]) == (404, "JobNotFoundError")
 
 
 @pytest.mark.parametrize("operation", ["validate", "backup", "restore", "repair", "export"])
@@ -207,11 +208,11 @@ def test_the_number_of_waiting_jobs_is_limited(settings: ServerSettings, monkeyp
     jobs.open()
     together = threading.Barrier(20)
 
-    def start(_: int) -> bool:
+    def start(number: int) -> bool:
         together.wait()
         try:
-            jobs.start("digits", Validate(names="all"), "x")
-        except AlreadyRunningError:
+            jobs.start("digits", Validate(names="all"), str(number % 4))
+        except LimitError:
             return False
         return True
 
@@ -221,6 +222,26 @@ def test_the_number_of_waiting_jobs_is_limited(settings: ServerSettings, monkeyp
     going_on.set()
     jobs.close()
     assert {job.state for job in jobs.all()} <= {"succeeded", "cancelled"}
+
+
+def test_no_token_takes_all_places_of_jobs(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of them are left for others; it is told when to try again, and its places are free once its jobs ended."""
+    going_on = threading.Event()
+    monkeypatch.setattr(Validate, "do_one", lambda *_: going_on.wait(30) and None)
+    monkeypatch.setattr("ckpt_lib.web.jobs.MOST_WAITING", 4)
+    jobs = Jobs(settings.jobs_path(), Managers(settings.config))
+    jobs.open()
+    started = [jobs.start("digits", Validate(names="all"), who) for who in ("one", "one", "other")]
+    with pytest.raises(LimitError, match="2 of one token"):
+        jobs.start("digits", Validate(names="all"), "one")
+    started.append(jobs.start("digits", Validate(names="all"), "other"))
+    with pytest.raises(LimitError, match="too many jobs"):
+        jobs.start("digits", Validate(names="all"), "third")
+    going_on.set()
+    wait_for(lambda: not jobs.unfinished())
+    jobs.start("digits", Validate(names="all"), "one")
+    jobs.close()
+    assert len(started) == 4
 
 
 def test_jobs_on_many_checkpoints_are_forgotten_sooner(

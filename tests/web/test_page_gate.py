@@ -148,7 +148,7 @@ def test_the_page_takes_no_files(
             for path in ("run/predict", "queue/join"):
                 headers = {"Content-Type": "application/json"}
                 answer = browser.post(f"/ui/gradio_api/{path}", content=content, headers=headers)
-                assert (answer.status_code, answer.json()["title"]) == (400, "the page takes no files")
+                assert (answer.status_code, answer.json()["detail"]) == (400, "the page takes no files")
         assert not list(tmp_path.rglob("cache/*/secret"))
         for content in ("[" * 100_000, "{", b"\xff"):
             assert browser.post("/ui/gradio_api/run/predict", content=content).status_code == 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.web import ServerSettings, create_app
+from ckpt_lib.web.managers import Managers
+from ckpt_lib.web.problems import title_of
 from ckpt_lib.web.tokens import TokenFile
 from tests.web.running import served
 
@@ -119,7 +122,33 @@ def test_errors_are_problems(client: httpx.Client, config: CheckpointConfig, pat
     """With the class and the words of the library, and no path of the server."""
     problem = get(client, path, code)
     assert problem["type"] == kind
+    assert problem["title"] == (HTTPStatus(code).phrase if kind == "HTTPError" else title_of(kind))
+    assert problem["detail"] not in ("", problem["title"])
     assert config.checkpoint_dir not in json.dumps(problem)
+
+
+@pytest.mark.parametrize(
+    ("kind", "title"),
+    [
+        ("CheckpointNotFoundError", "Checkpoint not found"),
+        ("NotAStoreError", "Not a store"),
+        ("ConfigError", "Config error"),
+    ],
+)
+def test_titles_are_those_of_the_class(kind: str, title: str) -> None:
+    """In words, and the same whatever has happened."""
+    assert title_of(kind) == title
+
+
+def test_a_bug_is_found_in_the_log(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer says nothing of the inside, and names the entry of the log that does."""
+    monkeypatch.setattr(Managers, "of", lambda *_: 1 / 0)
+    problem = get(client, "/experiments/digits/summary", 500)
+    assert (problem["type"], problem["title"]) == ("ServerError", "Server error")
+    assert problem["instance"] in caplog.text
+    assert "ZeroDivisionError" not in json.dumps(problem)
 
 
 def test_wrong_tokens_lock_nobody_out(config: CheckpointConfig, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_backups_that_changed_are_kept(config: CheckpointConfig, settings: Serve
         manager.delete_backup(ids[0])
         job = cleaned(client, max_checkpoints=1, fingerprint=plan["fingerprint"])
         assert (job["state"], job["result"][0]["result"]["deleted_ids"]) == ("failed", [ids[0]])
-        assert "backups" in job["problem"]["title"]
+        assert "backups" in job["problem"]["detail"]
         assert config.checkpoint_dir not in str(job)
     assert manager.backup_ids() == ids[1:]
 

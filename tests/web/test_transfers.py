@@ -257,17 +257,17 @@ def test_nothing_is_imported_that_is_not_whole(
     data = of_torch(tmp_path)
     begun = begin(client, data).json()["upload_id"]
     body = {"operation": "import", "uploads": [begun]}
-    assert client.post(JOBS, json=body).json()["title"] == "the upload of 'model.pt' is not complete"
+    assert client.post(JOBS, json=body).json()["detail"] == "the upload of 'model.pt' is not complete"
     assert client.post(JOBS, json={"operation": "import", "uploads": ["0" * 32]}).status_code == 404
     assert client.post(JOBS, json={"operation": "import", "uploads": []}).status_code == 422
     repeated = client.post(JOBS, json={"operation": "import", "uploads": ["0" * 32] * 2})
-    assert (repeated.status_code, repeated.json()["title"]) == (422, "an upload is named twice")
+    assert (repeated.status_code, repeated.json()["detail"]) == (422, "an upload is named twice")
     altered = begin(client, data)
     add(client, place_of(altered), data[:-1] + b"?")
     job = imported(client, altered.json()["upload_id"])
-    assert (job["state"], job["problem"]["type"]) == ("failed", "CorruptCheckpointError")
+    assert (job["state"], job["problem"]["type"]) == ("failed", "UploadConflictError")
     twice = [upload(client, data), upload(client, data)]
-    assert imported(client, *twice)["problem"]["type"] == "CheckpointExistsError"
+    assert imported(client, *twice)["problem"]["type"] == "UploadConflictError"
     for content in (b"", b"no checkpoint"):
         job = imported(client, upload(client, content))
         assert (job["state"], job["result"]) == ("failed", None)
