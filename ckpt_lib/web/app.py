@@ -16,22 +16,22 @@ from ckpt_lib.web.gate import Gate
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
 from ckpt_lib.web.places import Places
-from ckpt_lib.web.problems import documented
 from ckpt_lib.web.settings import ServerSettings
 from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.watcher import Watcher
 
 PREFIX = "/api/v1"
 
-_ERRORS = {400: "The body cannot be read.", 405: "This address has no such method."}
-_ERRORS |= {401: "No valid token.", 403: "The token does not allow this.", 404: "There is nothing of that name."}
-_ERRORS |= {409: "What is asked for is in another state.", 422: "The request cannot be understood, or not be done."}
-_ERRORS |= {
-    413: "The body is too large.",
-    429: "The token has sent too many requests.",
-    503: "The store does not answer.",
-    507: "The store is full.",
+_ERRORS = {
+    400: "The request breaks the rules of HTTP, or its body is no text.",
+    401: "There is no token, or it is unknown or has expired.",
+    403: "The token or the server does not allow this.",
+    405: "The address has other methods, which `Allow` names.",
+    422: "The request is not as described here, or asks for what cannot be done.",
+    429: "The token has sent too many requests, or has too much going on; `Retry-After` says when to try again.",
+    503: "The store, or the file of tokens, does not answer.",
 }
+"""What any operation may be refused with; each documents besides what is its own."""
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
@@ -65,7 +65,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         redirect_slashes=False,  # each thing has one address
         docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
-        responses={code: documented(description) for code, description in _ERRORS.items()},
+        responses=problems.refusals(_ERRORS),
     )
     app.state.access = Access(settings)
     app.state.managers = Managers(settings.config)

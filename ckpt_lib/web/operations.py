@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from ckpt_lib.converting.names import TargetFormat, TargetType
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
 from ckpt_lib.maintenance.importing.report import ImportedItem
@@ -21,6 +22,17 @@ from ckpt_lib.stream import Progress
 from ckpt_lib.web.exports import Exports
 from ckpt_lib.web.managers import home_of
 from ckpt_lib.web.problems import Problem, problem_of
+from ckpt_lib.web.results import (
+    AnyResult,
+    BackedUp,
+    CleanedUp,
+    Exported,
+    ExportedFile,
+    Imported,
+    Repaired,
+    Restored,
+    Validated,
+)
 from ckpt_lib.web.rules import MaxCheckpoints, check_rules, rules_of
 from ckpt_lib.web.tokens import Scope
 from ckpt_lib.web.transfers import Transfers
@@ -33,11 +45,11 @@ NamesOrAll = Annotated[
     Names | Literal["all"], Field(description="Checkpoints by any name, or the text all for all of the experiment.")
 ]
 
-Step = Callable[[str, Callable[[], Any]], Any]
+Step = Callable[[str, Callable[[], AnyResult]], AnyResult]
 """Calls the function that does one checkpoint, whose description it is given, and returns or raises what that does."""
 
 
-def _directly(_description: str, call: Callable[[], Any]) -> Any:
+def _directly(_description: str, call: Callable[[], AnyResult]) -> AnyResult:
     return call()
 
 
@@ -45,7 +57,7 @@ class Outcome(BaseModel):
     """The result of an operation on a checkpoint, or the problem that prevented it."""
 
     checkpoint_id: str = Field(description="Empty for what concerns no single checkpoint.")
-    result: Any = None
+    result: AnyResult | None = None
     problem: Problem | None = None
 
 
@@ -98,8 +110,8 @@ class Work(BaseModel):
             outcomes.append(outcome)
         return outcomes
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
-        """Process a checkpoint and return the result as JSON. Raises :class:`~ckpt_lib.errors.CheckpointError`."""
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> AnyResult:
+        """Process a checkpoint and return the result. Raises :class:`~ckpt_lib.errors.CheckpointError`."""
         raise NotImplementedError
 
 
@@ -129,13 +141,8 @@ class Validate(NamedWork):
         wanted = set(checkpoint_ids)
         return sum(item.file_size for item in manager.list_checkpoints() if item.checkpoint_id in wanted)
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
-        report = manager.validate_checkpoint(checkpoint_id, progress=progress)
-        return {**report.model_dump(mode="json"), "is_valid": report.is_valid}
-
-
-COPIED, DELETED_AGAIN = "copied", "deleted again"
-"""The second one where max_backups has retired a copy that was just made."""
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Validated:
+        return Validated.of(manager.validate_checkpoint(checkpoint_id, progress=progress))
 
 
 class Backup(NamedWork):
@@ -152,12 +159,13 @@ class Backup(NamedWork):
         except CheckpointError:  # each outcome tells of its own
             return outcomes
         for outcome in outcomes:
-            if outcome.result == COPIED and outcome.checkpoint_id not in held:
-                outcome.result = DELETED_AGAIN
+            if outcome.result == BackedUp(done="copied") and outcome.checkpoint_id not in held:
+                outcome.result = BackedUp(done="deleted again")
         return outcomes
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
-        return COPIED if manager.backup_checkpoint(checkpoint_id, progress=progress) else "already there"
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> BackedUp:
+        is_copied = manager.backup_checkpoint(checkpoint_id, progress=progress)
+        return BackedUp(done="copied" if is_copied else "already there")
 
 
 class Restore(NamedWork):
@@ -175,9 +183,9 @@ class Restore(NamedWork):
             error.hint = f"Names stand for stored checkpoints. To restore a deleted one, give its whole id{newest}."
             raise
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Restored:
         manager.restore_checkpoint(checkpoint_id, progress=progress)
-        return "restored"
+        return Restored()
 
 
 class Repair(NamedWork):
@@ -186,8 +194,8 @@ class Repair(NamedWork):
     operation: Literal["repair"] = "repair"
     names: Names
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
-        return manager.repair_checkpoint(checkpoint_id, progress=progress).model_dump(mode="json")
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Repaired:
+        return Repaired.of(manager.repair_checkpoint(checkpoint_id, progress=progress))
 
 
 class Export(NamedWork):
@@ -195,13 +203,11 @@ class Export(NamedWork):
 
     operation: Literal["export"] = "export"
     names: OneName
-    format: str | None = Field(
+    format: TargetFormat | None = Field(
         default=None,
-        max_length=50,
-        description="torch, safetensors, hf-folder, lightning, hf-trainer or accelerate. With none of these options, "
-        "the checkpoint is exported as it is, with its manifest.",
+        description="With none of these options, the checkpoint is exported as it is, with its manifest.",
     )
-    dtype: str | None = Field(default=None, max_length=50, description="The type of the weights, such as bf16.")
+    dtype: TargetType | None = Field(default=None, description="The type of the weights.")
     only: Literal["model"] | None = Field(default=None, description="model: the weights alone.")
     shard_size: str | None = Field(default=None, max_length=50, description="The largest file, such as 5GB.")
     _exports: Exports = PrivateAttr()
@@ -231,11 +237,11 @@ class Export(NamedWork):
         wanted = set(checkpoint_ids)
         return sum(item.uncompressed_size for item in manager.list_checkpoints() if item.checkpoint_id in wanted)
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Exported:
         home, found = home_of(manager), manager.get_checkpoint(checkpoint_id)  # none in quarantine
         export = self._exports.create(home, home.get(found.checkpoint_id), self._options(), progress)
-        files = [file.model_dump(include={"name", "size_bytes", "sha256"}) for file in export.files]
-        return {"export_id": export.export_id, "files": files, "left_out": list(export.left_out)}
+        files = [ExportedFile(name=file.name, size_bytes=file.size_bytes, sha256=file.sha256) for file in export.files]
+        return Exported(export_id=export.export_id, files=tuple(files), left_out=export.left_out)
 
 
 class Import(Work):
@@ -277,8 +283,7 @@ class Import(Work):
             _forget_folder(manager, str(item.checkpoint_id), source)
         for upload_id in self.uploads:
             self._uploads.remove(upload_id)
-        result = item.model_dump(mode="json", exclude={"path", "reason"})
-        return [Outcome(checkpoint_id=str(item.checkpoint_id), result=result)]
+        return [Outcome(checkpoint_id=str(item.checkpoint_id), result=Imported.of(item))]
 
 
 def _forget_folder(manager: CheckpointManager, checkpoint_id: str, source: Path) -> None:
@@ -316,9 +321,7 @@ class Cleanup(Work):
         progress(0)  # raises if the job is cancelled
         rules = rules_of(manager, self.max_checkpoints, self.policy)
         report = manager.cleanup_checkpoints(policy=rules, fingerprint=self.fingerprint)
-        # Errors name paths of the server.
-        hidden: dict[str, bool | set[str]] = {"plan": True, "backups": {"plan"}, "backups_error": True}
-        outcomes = [Outcome(checkpoint_id="", result=report.model_dump(mode="json", exclude=hidden))]
+        outcomes = [Outcome(checkpoint_id="", result=CleanedUp.of(report))]
         if report.backups_error is not None:
             detail = "the backups were not cleaned up: the plan for them has changed, or their location failed"
             hint = "Look at the plan as it is now; the server's log says more."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Self
 
@@ -77,6 +78,11 @@ def documented(description: str) -> dict[str, Any]:
     """
     schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
     return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
+
+
+def refusals(told: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Return how OpenAPI describes the problems that an operation has beside those of all operations."""
+    return {code: documented(description) for code, description in told.items()}
 
 
 def problem_of(error: errors.CheckpointError) -> Problem:

@@ -16,6 +16,7 @@ from ckpt_lib.index.places import Place
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.web.access import Reader
 from ckpt_lib.web.managers import Managers
+from ckpt_lib.web.problems import refusals
 
 router = APIRouter(tags=["read"])
 
@@ -87,6 +88,14 @@ class Asked(BaseModel):
         return Page(items=found[: self.limit], next=place)
 
 
+NO_EXPERIMENT = refusals({404: "There is no such experiment."})
+_PAGE = refusals({404: "The checkpoint that a page begins after by its id alone is not there."})
+_PAGE_OF_ONE = refusals({404: "There is no such experiment, or not the checkpoint that a page begins after."})
+NO_CHECKPOINT = refusals(
+    {404: "There is no such experiment or checkpoint.", 409: "The record of the checkpoint is damaged."}
+)
+
+
 def manager_of(request: Request, experiment: str) -> CheckpointManager:
     """Return the manager of an experiment of the server's store."""
     managers: Managers = request.app.state.managers
@@ -100,7 +109,7 @@ def list_experiments(request: Request, _: Reader) -> Experiments:
     return Experiments(items=describe_experiments(managers.config))
 
 
-@router.get("/checkpoints", name="find_checkpoints")
+@router.get("/checkpoints", name="find_checkpoints", responses=_PAGE)
 def find(request: Request, _: Reader, asked: Annotated[Asked, Query()]) -> Page[CheckpointMetadata]:
     """Find checkpoints in all experiments."""
     managers: Managers = request.app.state.managers
@@ -108,7 +117,7 @@ def find(request: Request, _: Reader, asked: Annotated[Asked, Query()]) -> Page[
     return asked.page_of(found, in_all=True)
 
 
-@router.get("/experiments/{experiment}/checkpoints")
+@router.get("/experiments/{experiment}/checkpoints", responses=_PAGE_OF_ONE)
 def list_checkpoints(
     request: Request, _: Reader, experiment: ExperimentName, asked: Annotated[Asked, Query()]
 ) -> Page[CheckpointMetadata]:
@@ -116,19 +125,19 @@ def list_checkpoints(
     return asked.page_of(manager_of(request, experiment).list_checkpoints(**asked.options()))
 
 
-@router.get("/experiments/{experiment}/checkpoints/{name}")
+@router.get("/experiments/{experiment}/checkpoints/{name}", responses=NO_CHECKPOINT)
 def get_checkpoint(request: Request, _: Reader, experiment: ExperimentName, name: CheckpointName) -> CheckpointMetadata:
     """Show one checkpoint."""
     return manager_of(request, experiment).get_checkpoint(name)
 
 
-@router.get("/experiments/{experiment}/summary", name="summarize_experiment")
+@router.get("/experiments/{experiment}/summary", name="summarize_experiment", responses=NO_EXPERIMENT)
 def summarise(request: Request, _: Reader, experiment: ExperimentName) -> ExperimentSummary:
     """Summarise an experiment: totals, the best and the latest, statistics of every metric."""
     return manager_of(request, experiment).get_checkpoint_summary()
 
 
-@router.get("/experiments/{experiment}/comparison", name="compare_checkpoints")
+@router.get("/experiments/{experiment}/comparison", name="compare_checkpoints", responses=NO_CHECKPOINT)
 def compare(
     request: Request,
     _: Reader,

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from ckpt_lib.maintenance.cleanup import CleanupReport
 from ckpt_lib.policies.retention import Decision, RetentionPlan
 from ckpt_lib.web.access import Reader
-from ckpt_lib.web.reading import ExperimentName, manager_of
+from ckpt_lib.web.reading import NO_EXPERIMENT, ExperimentName, manager_of
 from ckpt_lib.web.rules import MaxCheckpoints, rules_of
 
 router = APIRouter(tags=["read"])
@@ -46,7 +46,7 @@ class RetentionPreview(PlannedCleanup):
     backups_failed: bool = Field(description="There is no plan for the backups, though there should be one.")
 
 
-@router.get("/experiments/{experiment}/retention")
+@router.get("/experiments/{experiment}/retention", responses=NO_EXPERIMENT)
 def plan_retention(
     request: Request,
     _: Reader,

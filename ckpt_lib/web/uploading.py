@@ -18,7 +18,7 @@ from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.web.access import Writer
 from ckpt_lib.web.kept_files import FolderId
-from ckpt_lib.web.problems import documented
+from ckpt_lib.web.problems import documented, refusals
 from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.uploads import Upload, Uploads
 
@@ -29,8 +29,23 @@ _SHA256 = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):\s*(?:$|,|;)")
 _BODY = {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     412: documented("The client speaks another version of tus."),
-    415: documented(f"The body is not {MEDIA_TYPE}."),
 }
+_CREATES = refusals(
+    {
+        413: "The file is larger than the server allows.",
+        429: "There are too many uploads or requests; `Retry-After` says when to try again.",
+        507: "There is no room for the file.",
+    }
+)
+_NO_UPLOAD = refusals({404: "There is no such upload: it was imported or deleted, or has expired."})
+_APPENDS = _NO_UPLOAD | refusals(
+    {
+        409: "The upload goes on at another byte.",
+        413: "The upload would become larger than it was begun with.",
+        415: f"The body is not {MEDIA_TYPE}.",
+        507: "The disk is full.",
+    }
+)
 
 
 def _check_version(
@@ -69,7 +84,7 @@ def describe_uploads(request: Request, _: Writer) -> Response:
     return Response(status_code=status.HTTP_204_NO_CONTENT, headers={"Tus-Resumable": VERSION} | facts | limit)
 
 
-@router.post("/uploads", status_code=status.HTTP_201_CREATED)
+@router.post("/uploads", status_code=status.HTTP_201_CREATED, responses=_CREATES)
 def create_upload(
     request: Request,
     response: Response,
@@ -94,7 +109,7 @@ def create_upload(
     return state
 
 
-@router.head("/uploads/{upload_id}")
+@router.head("/uploads/{upload_id}", responses=_NO_UPLOAD)
 def show_offset(request: Request, _: Writer, upload_id: FolderId) -> Response:
     """Tell how far an upload is, in `Upload-Offset`."""
     uploads = uploads_of(request)
@@ -103,7 +118,7 @@ def show_offset(request: Request, _: Writer, upload_id: FolderId) -> Response:
     return Response(headers={"Cache-Control": "no-store"} | _headers(uploads, upload, offset))
 
 
-@router.get("/uploads/{upload_id}")
+@router.get("/uploads/{upload_id}", responses=_NO_UPLOAD)
 def get_upload(request: Request, response: Response, _: Writer, upload_id: FolderId) -> UploadState:
     """Show an upload."""
     uploads = uploads_of(request)
@@ -113,7 +128,12 @@ def get_upload(request: Request, response: Response, _: Writer, upload_id: Folde
     return state
 
 
-@router.patch("/uploads/{upload_id}", status_code=status.HTTP_204_NO_CONTENT, openapi_extra={"requestBody": _BODY})
+@router.patch(
+    "/uploads/{upload_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    openapi_extra={"requestBody": _BODY},
+    responses=_APPENDS,
+)
 async def append_to_upload(
     request: Request,
     _: Writer,
@@ -134,7 +154,7 @@ async def append_to_upload(
     return Response(status_code=status.HTTP_204_NO_CONTENT, headers=headers)
 
 
-@router.delete("/uploads/{upload_id}", status_code=status.HTTP_204_NO_CONTENT)
+@router.delete("/uploads/{upload_id}", status_code=status.HTTP_204_NO_CONTENT, responses=_NO_UPLOAD)
 def cancel_upload(request: Request, _: Writer, upload_id: FolderId) -> Response:
     """Remove an upload."""
     uploads = uploads_of(request)

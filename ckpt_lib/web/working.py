@@ -16,9 +16,21 @@ from ckpt_lib.web.idempotency import IdempotencyKey, key_in
 from ckpt_lib.web.job import Job, JobSummary
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.operations import AnyWork
+from ckpt_lib.web.problems import refusals
 from ckpt_lib.web.reading import ExperimentName, Page
 
 router = APIRouter()
+_STARTS = refusals(
+    {
+        404: "There is no such experiment, checkpoint or upload.",
+        409: "The record of a checkpoint is damaged, or an upload is not complete.",
+        413: "The body is larger than 1 MiB.",
+        422: "The request is not as described here, or its `Idempotency-Key` belongs to another request.",
+        429: "Too many jobs wait, or the token has sent too many requests; `Retry-After` says when to try again.",
+        507: "The store is full.",
+    }
+)
+_NO_JOB = refusals({404: "There is no such job, or it was forgotten."})
 JobId = Annotated[str, Path(max_length=100)]
 
 
@@ -37,7 +49,12 @@ def jobs_of(request: Request) -> Jobs:
     return jobs
 
 
-@router.post("/experiments/{experiment}/jobs", status_code=status.HTTP_202_ACCEPTED, tags=["read", "write"])
+@router.post(
+    "/experiments/{experiment}/jobs",
+    status_code=status.HTTP_202_ACCEPTED,
+    tags=["read", "write"],
+    responses=_STARTS,
+)
 def start_job(
     request: Request,
     response: Response,
@@ -92,13 +109,13 @@ def _place_in(after: str) -> tuple[int, str]:
     return int(microseconds), job_id
 
 
-@router.get("/jobs/{job_id}", tags=["read"])
+@router.get("/jobs/{job_id}", tags=["read"], responses=_NO_JOB)
 def get_job(request: Request, _: Reader, job_id: JobId) -> Job:
     """Show how far a job is."""
     return jobs_of(request).get(job_id)
 
 
-@router.delete("/jobs/{job_id}", status_code=status.HTTP_202_ACCEPTED, tags=["write"])
+@router.delete("/jobs/{job_id}", status_code=status.HTTP_202_ACCEPTED, tags=["write"], responses=_NO_JOB)
 def cancel_job(request: Request, _: Writer, job_id: JobId) -> Job:
     """Cancel a job. It ends at its next step, and each checkpoint is complete or untouched."""
     return jobs_of(request).cancel(job_id)

@@ -123,7 +123,8 @@ def test_one_bad_checkpoint_does_not_lose_the_others(client: httpx.Client, confi
     assert state.is_failed()
     assert "1 of 3 checkpoints failed" in str(state.message)
     job = awaited(client, job_id, "failed")
-    assert [item["result"] for item in job["result"]] == [None, "copied", "copied"]
+    copied = {"kind": "backup", "done": "copied"}
+    assert [item["result"] for item in job["result"]] == [None, copied, copied]
     assert job["problem"]["type"] == "CorruptCheckpointError"
     assert CheckpointManager(config, EXPERIMENT).backup_ids() == ids[1:]
 

@@ -65,8 +65,8 @@ def test_one_bad_checkpoint_does_not_lose_the_others(client: httpx.Client, confi
     assert job["state"] == "failed"
     assert [(outcome["checkpoint_id"], outcome["result"]) for outcome in job["result"]] == [
         (ids[0], None),
-        (ids[1], "copied"),
-        (ids[2], "copied"),
+        (ids[1], {"kind": "backup", "done": "copied"}),
+        (ids[2], {"kind": "backup", "done": "copied"}),
     ]
     assert job["result"][0]["problem"]["type"] == "CorruptCheckpointError"
     assert CheckpointManager(config, "digits").backup_ids() == ids[1:]
@@ -170,7 +170,7 @@ def test_what_max_backups_retires_is_told(settings: ServerSettings, config: Chec
     with served(settings.model_copy(update={"config": one})) as client:
         job = ended(client, client.post(JOBS, json={"operation": "backup", "names": "all"}))
     held = CheckpointManager(config, "digits").backup_ids()
-    told = {outcome["checkpoint_id"]: outcome["result"] for outcome in job["result"]}
+    told = {outcome["checkpoint_id"]: outcome["result"]["done"] for outcome in job["result"]}
     assert {name for name, result in told.items() if result == "copied"} == set(held)
     assert list(told.values()).count("deleted again") == 3 - len(held) > 0
 
