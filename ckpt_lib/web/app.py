@@ -72,6 +72,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.state.jobs = Jobs(settings.jobs_path(), app.state.managers, settings.runner)
     app.state.feed = Feed()
     app.state.streams = Places(following.MOST_FOLLOWERS, "event streams")
+    app.state.previews = Places(retaining.MOST_PREVIEWS, "previews of cleanups")
     app.state.end_streams = [app.state.feed.close]
     app.state.watcher = Watcher(settings.config, app.state.jobs, app.state.feed)
     app.state.transfers = Transfers(settings)

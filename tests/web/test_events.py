@@ -127,11 +127,13 @@ def test_a_client_that_comes_back_misses_nothing(client: httpx.Client, config: C
         last = stream.next()["id"]
     saved = [manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch) for epoch in (7, 8)]
     with followed(client, **{"Last-Event-ID": last}) as stream:
-        found = [stream.next() for _ in saved]
-    assert [json.loads(event["data"])["checkpoint_id"] for event in found] == saved
-    with followed(client, **{"Last-Event-ID": found[0]["id"]}) as stream:
-        assert json.loads(stream.next()["data"])["checkpoint_id"] == saved[1]
-    for unknown in ("0-1", "nonsense", found[0]["id"] + "000", "-" * 50):
+        first = stream.next()
+        assert (first["event"], json.loads(first["data"])["checkpoint_id"]) == ("checkpoint.saved", saved[0])
+        stream.until("checkpoint.saved", checkpoint_id=saved[1])
+    with followed(client, **{"Last-Event-ID": first["id"]}) as stream:
+        assert stream.next()["event"] != "ready"
+        stream.until("checkpoint.saved", checkpoint_id=saved[1])
+    for unknown in ("0-1", "nonsense", first["id"] + "000", "-" * 50):
         with followed(client, **{"Last-Event-ID": unknown}) as stream:
             assert stream.next()["event"] == "ready"
 

@@ -15,7 +15,9 @@ import pytest
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, page
 from ckpt_lib.web import ServerSettings
+from ckpt_lib.web.access import Access
 from ckpt_lib.web.gate import MAX_BODY_BYTES
+from ckpt_lib.web.sessions import Sessions
 from ckpt_lib.web.tokens import SCOPES, TokenFile
 from tests.web.running import served
 
@@ -96,6 +98,15 @@ def test_a_revoked_token_ends_its_sessions(guarded: ServerSettings, tokens: dict
         assert browser.get("/ui/config").status_code == 200
         TokenFile(guarded.tokens_path).remove("write")
         assert browser.get("/ui/config").status_code == 401
+
+
+def test_no_token_ends_the_sessions_of_others(guarded: ServerSettings, tokens: dict[str, str]) -> None:
+    """However often it signs in: the oldest of its own sessions go."""
+    sessions = Sessions(Access(guarded))
+    other = sessions.start(tokens["write"])
+    own = [sessions.start(tokens["read"]) for _ in range(120)]
+    assert sessions.text_of(other) == tokens["write"]
+    assert [session for session in own if sessions.text_of(session)] == own[-100:]
 
 
 def test_other_sites_and_other_paths(guarded: ServerSettings, tokens: dict[str, str]) -> None:
