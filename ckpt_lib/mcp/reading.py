@@ -104,7 +104,7 @@ class ReadingTools:
         place = Place.of(found[len(kept) - 1], sort_by, in_all=experiment is None)
         return CheckpointList(items=kept, next=str(place))
 
-    def show_checkpoint(self, experiment: Experiment, name: Name = "latest") -> DetailedCheckpoint:
+    def get_checkpoint(self, experiment: Experiment, name: Name = "latest") -> DetailedCheckpoint:
         """Show one checkpoint: metrics, tags, description, configuration, digest."""
         return DetailedCheckpoint.about(self._managers.of(experiment).get_checkpoint(name))
 
@@ -178,18 +178,7 @@ class ReadingTools:
 
 
 def _experiment(found: ExperimentOverview) -> ExperimentAnswer:
-    return ExperimentAnswer(
-        experiment=found.experiment_name,
-        checkpoints=found.total_checkpoints,
-        size_bytes=found.total_size_bytes,
-        best_checkpoint=found.best_checkpoint,
-        best_by=found.monitor_metric,
-        best_value=found.best_value,
-        latest_checkpoint=found.latest_checkpoint,
-        latest_saved_at=found.latest_timestamp,
-        unreadable=found.unreadable_checkpoints,
-        in_quarantine=found.quarantined_checkpoints,
-    )
+    return ExperimentAnswer(**{name: getattr(found, name) for name in ExperimentAnswer.model_fields})
 
 
 def _validated(manager: CheckpointManager, checkpoint_id: str, context: Context[Any, Any]) -> ValidationAnswer:

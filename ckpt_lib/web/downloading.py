@@ -57,7 +57,7 @@ class FileFacts(BaseModel):
     name: str
     size_bytes: int
     sha256: str
-    path: str = Field(description="Where it is downloaded, on this server.")
+    href: str = Field(description="Where it is downloaded, on this server.")
 
 
 class CheckpointFiles(BaseModel):
@@ -91,7 +91,7 @@ def list_files(request: Request, _: Reader, experiment: ExperimentName, name: Ch
             name=file_name(manifest, file),
             size_bytes=file.size_bytes,
             sha256=file.sha256,
-            path=_path_of(request, experiment, manifest, file),
+            href=_path_of(request, experiment, manifest, file),
         )
         for file in manifest.files
     ]
@@ -197,7 +197,7 @@ def get_export(request: Request, _: Reader, export_id: FolderId) -> ExportFiles:
             name=file.name,
             size_bytes=file.size_bytes,
             sha256=file.sha256,
-            path=_path_of_exported(request, export_id, file),
+            href=_path_of_exported(request, export_id, file),
         )
         for file in export.files
     ]

@@ -6,12 +6,10 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ckpt_lib.core.metadata import CheckpointMetadata
-from ckpt_lib.core.names import is_checkpoint_id
-from ckpt_lib.core.wording import shown
-from ckpt_lib.errors import ConfigError
 from ckpt_lib.web.access import Deleter, Reader, Writer
 from ckpt_lib.web.problems import refusals
 from ckpt_lib.web.reading import NO_CHECKPOINT, NO_EXPERIMENT, CheckpointName, ExperimentName, manager_of
+from ckpt_lib.web.whole_ids import whole_id
 
 router = APIRouter()
 _MOST_TAGS = 100
@@ -81,14 +79,7 @@ def add_metrics(
 @router.delete("/experiments/{experiment}/checkpoints/{name}", tags=["delete"], responses=_DELETES)
 def delete_checkpoint(request: Request, _: Deleter, experiment: ExperimentName, name: CheckpointName) -> Deleted:
     """Delete a checkpoint by its whole id. It can be brought back until trash_seconds have passed; its backup stays."""
-    if not is_checkpoint_id(name):
-        raise ConfigError(
-            "a checkpoint is deleted by its whole id alone",
-            expected="a checkpoint_id",
-            got=shown(name),
-            hint="Names such as latest may stand for another checkpoint by now; GET the name to read the id.",
-        )
-    return Deleted(checkpoint_id=manager_of(request, experiment).delete_checkpoint(name))
+    return Deleted(checkpoint_id=manager_of(request, experiment).delete_checkpoint(whole_id(name)))
 
 
 @router.get("/experiments/{experiment}/trash", tags=["read"], responses=NO_EXPERIMENT)
@@ -101,5 +92,5 @@ def list_trash(request: Request, _: Reader, experiment: ExperimentName) -> Trash
 def undelete_checkpoint(
     request: Request, _: Writer, experiment: ExperimentName, name: CheckpointName
 ) -> CheckpointMetadata:
-    """Bring a deleted checkpoint back, by its id."""
-    return manager_of(request, experiment).undelete_checkpoint(name)
+    """Bring a deleted checkpoint back, by its whole id."""
+    return manager_of(request, experiment).undelete_checkpoint(whole_id(name))

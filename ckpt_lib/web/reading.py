@@ -63,7 +63,7 @@ class Asked(BaseModel):
     where: list[str] = Field(
         default=[], max_length=20, description='Conditions that all hold, such as "val_loss<0.3" or "epoch>=10".'
     )
-    tag: list[str] = Field(default=[], max_length=20, description="Tags that a checkpoint has, all of them.")
+    tags: list[str] = Field(default=[], max_length=20, description="Tags that a checkpoint has, all of them.")
     search: str = Field(default="", max_length=200, description="A text in id, tags or description.")
     sort_by: str = Field(
         default="sequence", max_length=100, description="sequence, timestamp, epoch, step, file_size, or a metric."
@@ -78,8 +78,7 @@ class Asked(BaseModel):
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of a manager's list, with one more item to see whether another page follows."""
-        given = self.model_dump(exclude={"tag"})
-        return given | {"tags": self.tag, "limit": self.limit + 1}
+        return self.model_dump() | {"limit": self.limit + 1}
 
     def page_of(self, found: list[CheckpointMetadata], *, in_all: bool = False) -> Page[CheckpointMetadata]:
         """Return the page of a list that has one more item than the page, if another one follows."""
@@ -142,7 +141,7 @@ def compare(
     request: Request,
     _: Reader,
     experiment: ExperimentName,
-    name: Annotated[list[str], Query(description="The checkpoints.", min_length=2, max_length=20)],
+    names: Annotated[list[str], Query(description="The checkpoints.", min_length=2, max_length=20)],
 ) -> CheckpointComparison:
     """Set checkpoints side by side."""
-    return manager_of(request, experiment).compare_checkpoints(name)
+    return manager_of(request, experiment).compare_checkpoints(names)

@@ -53,7 +53,7 @@ class RetentionPreview(PlannedCleanup):
 
 
 @router.get("/experiments/{experiment}/retention", responses=_REFUSALS)
-def plan_retention(
+def preview_cleanup(
     request: Request,
     who: Reader,
     experiment: ExperimentName,

@@ -67,7 +67,7 @@ class UploadState(BaseModel):
     size_bytes: int
     sha256: str
     offset_bytes: int = Field(description="How many bytes have arrived.")
-    path: str = Field(description="Where it goes on, on this server.")
+    href: str = Field(description="Where it goes on, on this server.")
 
 
 def uploads_of(request: Request) -> Uploads:
@@ -105,7 +105,7 @@ def create_upload(
         raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, title)
     upload = uploads.create(_filename_in(upload_metadata), upload_length, _sha256_in(repr_digest), who)
     state = _state(request, upload, 0)
-    response.headers.update({"Location": state.path} | _headers(uploads, upload, 0))
+    response.headers.update({"Location": state.href} | _headers(uploads, upload, 0))
     return state
 
 
@@ -202,8 +202,8 @@ class _Receiver:
 
 def _state(request: Request, upload: Upload, offset_bytes: int) -> UploadState:
     shown_facts = upload.model_dump(include=set(UploadState.model_fields))
-    path = str(request.app.url_path_for("get_upload", upload_id=upload.upload_id))
-    return UploadState(**shown_facts, offset_bytes=offset_bytes, path=path)
+    href = str(request.app.url_path_for("get_upload", upload_id=upload.upload_id))
+    return UploadState(**shown_facts, offset_bytes=offset_bytes, href=href)
 
 
 def _headers(uploads: Uploads, upload: Upload, offset_bytes: int) -> dict[str, str]:

@@ -119,7 +119,7 @@ def test_markup_is_text(client: httpx.Client, config: CheckpointConfig) -> None:
         assert MARKUP in response.json()["tags"]
         assert response.json()["description"] == f"</script>{MARKUP}"
     assert MARKUP in CheckpointManager(config, "digits").get_checkpoint("latest").tags
-    assert client.get(CHECKPOINTS, params={"tag": MARKUP}).json()["items"][0]["epoch"] == 3
+    assert client.get(CHECKPOINTS, params={"tags": MARKUP}).json()["items"][0]["epoch"] == 3
 
 
 @pytest.mark.parametrize(

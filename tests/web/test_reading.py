@@ -72,7 +72,7 @@ def test_pages_go_on_where_one_was_deleted(
 
 def test_filters(client: httpx.Client) -> None:
     """Conditions, tags and text, as in lists on the command line."""
-    found = get(client, "/experiments/digits/checkpoints", params={"where": ["val_loss<3", "epoch>=3"], "tag": "odd"})
+    found = get(client, "/experiments/digits/checkpoints", params={"where": ["val_loss<3", "epoch>=3"], "tags": "odd"})
     assert [item["epoch"] for item in found["items"]] == [3]
     assert get(client, "/checkpoints", params={"search": "epoch_0002"})["items"][0]["epoch"] == 2
 
@@ -86,11 +86,11 @@ def test_one_checkpoint_by_name(client: httpx.Client) -> None:
 def test_summary_and_comparison(client: httpx.Client, config: CheckpointConfig) -> None:
     """The same numbers as those of a manager; values that are not finite are texts."""
     assert get(client, "/experiments/digits/summary")["total_checkpoints"] == 3
-    found = get(client, "/experiments/digits/comparison", params={"name": ["best", "latest"]})
+    found = get(client, "/experiments/digits/comparison", params={"names": ["best", "latest"]})
     assert found["metrics_comparison"] == {"val_loss": [1.0, 2.0]}
     manager = CheckpointManager(config, "words")
     manager.save_checkpoint(model=nn.Linear(1, 1), epoch=2, metrics={"val_loss": float("-inf")})
-    found = get(client, "/experiments/words/comparison", params={"name": ["latest~1", "latest"]})
+    found = get(client, "/experiments/words/comparison", params={"names": ["latest~1", "latest"]})
     assert found["metrics_comparison"] == {"val_loss": ["NaN", "-Infinity"]}
 
 
@@ -100,7 +100,7 @@ def test_options_that_are_no_number(client: httpx.Client, config: CheckpointConf
     for epoch, rate in enumerate((float("nan"), float("inf"))):
         options = {"rate": rate, "deep": {"rates": [rate]}, "same": float("nan")}
         manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, config=options)
-    found = get(client, "/experiments/options/comparison", params={"name": ["latest~1", "latest"]})
+    found = get(client, "/experiments/options/comparison", params={"names": ["latest~1", "latest"]})
     assert found["config_comparison"] == {"rate": ["NaN", "Infinity"], "deep.rates": [["NaN"], ["Infinity"]]}
 
 
@@ -112,7 +112,7 @@ def test_options_that_are_no_number(client: httpx.Client, config: CheckpointConf
         ("/experiments/digits/checkpoints?where=nonsense", 422, "ConfigError"),
         ("/experiments/digits/checkpoints?sort_by=nothing", 422, "UnknownMetricError"),
         ("/experiments/digits/checkpoints?limit=0", 422, "RequestError"),
-        ("/experiments/digits/comparison?name=best", 422, "RequestError"),
+        ("/experiments/digits/comparison?names=best", 422, "RequestError"),
         ("/experiments/..%2F..%2Fetc/checkpoints", 404, "HTTPError"),
         ("/experiments/%3Cscript%3E/checkpoints", 422, "InvalidNameError"),
         ("/nothing", 404, "HTTPError"),

@@ -237,7 +237,7 @@ def test_an_export_goes_to_another_experiment(
     assert len(export["items"]) == 2
     uploads = []
     for item in export["items"]:
-        data = client.get(item["path"].removeprefix("/api/v1")).content
+        data = client.get(item["href"].removeprefix("/api/v1")).content
         assert hashlib.sha256(data).hexdigest() == item["sha256"]
         uploads.append(upload(client, data, item["name"]))
     body = {"operation": "import", "uploads": uploads}
@@ -328,7 +328,7 @@ def test_weights_of_the_best_in_bf16(client: httpx.Client, config: CheckpointCon
     result = job["result"][0]["result"]
     (file,) = client.get(f"/exports/{result['export_id']}").json()["items"]
     assert [file["name"]] == [item["name"] for item in result["files"]]
-    path = file["path"].removeprefix("/api/v1")
+    path = file["href"].removeprefix("/api/v1")
     data = client.get(path).content
     rest = client.get(path, headers={"Range": "bytes=100-", "If-Range": f'"{file["sha256"]}"'})
     assert data[:100] + rest.content == data
