@@ -21,6 +21,7 @@ from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.watcher import Watcher
 
 PREFIX = "/api/v1"
+_DESCRIPTION_PATH = f"{PREFIX}/openapi.json"
 
 _ERRORS = {
     400: "The request breaks the rules of HTTP, or its body is no text.",
@@ -42,50 +43,56 @@ def create_app(settings: ServerSettings) -> FastAPI:
     from ckpt_lib import __version__
 
     settings.check_reachable()
-
-    @asynccontextmanager
-    async def with_jobs(app: FastAPI) -> AsyncIterator[None]:
-        jobs: Jobs = app.state.jobs
-        await to_thread(jobs.open)
-        sweeping = create_task(app.state.transfers.sweep_hourly())
-        try:
-            yield
-        finally:
-            sweeping.cancel()
-            await to_thread(jobs.close)
-            await to_thread(app.state.watcher.close)
-
     app = FastAPI(
-        lifespan=with_jobs,
+        lifespan=_with_jobs,
         title="Checkpoints",
         version=__version__,
         summary="Find, check, move and retire the checkpoints of training runs.",
-        openapi_url=f"{PREFIX}/openapi.json",
+        openapi_url=_DESCRIPTION_PATH,
         generate_unique_id_function=lambda route: route.name,  # the names of functions in generated clients
         redirect_slashes=False,  # each thing has one address
         docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
         responses=problems.refusals(_ERRORS),
     )
-    app.state.access = Access(settings)
-    app.state.managers = Managers(settings.config)
-    app.state.jobs = Jobs(settings.jobs_path(), app.state.managers, settings.runner)
-    app.state.feed = Feed()
-    app.state.streams = Places(following.MOST_FOLLOWERS, "event streams")
-    app.state.previews = Places(retaining.MOST_PREVIEWS, "previews of cleanups")
-    app.state.end_streams = [app.state.feed.close]
-    app.state.watcher = Watcher(settings.config, app.state.jobs, app.state.feed)
-    app.state.transfers = Transfers(settings)
+    _equip(app, settings)
     problems.install(app)
-    public_path = f"{PREFIX}/openapi.json"
     app.add_middleware(
         Gate,
         access=app.state.access,
         settings=settings,
-        public_path=public_path,
+        public_path=_DESCRIPTION_PATH,
         uploads_path=f"{PREFIX}/uploads/",
     )
     app.add_middleware(Audit)  # added last, so that it is outside and sees what the gate refuses
     for module in (reading, editing, working, following, downloading, uploading, retaining):
         app.include_router(module.router, prefix=PREFIX)
     return app
+
+
+def _equip(app: FastAPI, settings: ServerSettings) -> None:
+    """Give an app what its operations work with."""
+    state = app.state
+    state.access = Access(settings)
+    state.managers = Managers(settings.config)
+    state.jobs = Jobs(settings.jobs_path(), state.managers, settings.runner)
+    state.feed = Feed()
+    state.end_streams = [state.feed.close]
+    state.streams = Places(following.MOST_FOLLOWERS, "event streams")
+    state.previews = Places(retaining.MOST_PREVIEWS, "previews of cleanups")
+    state.watcher = Watcher(settings.config, state.jobs, state.feed)
+    state.transfers = Transfers(settings)
+
+
+@asynccontextmanager
+async def _with_jobs(app: FastAPI) -> AsyncIterator[None]:
+    """Do jobs, and sweep transfers, for as long as an app is served."""
+    jobs: Jobs = app.state.jobs
+    await to_thread(jobs.open)
+    sweeping = create_task(app.state.transfers.sweep_hourly())
+    try:
+        yield
+    finally:
+        sweeping.cancel()
+        await to_thread(jobs.close)
+        await to_thread(app.state.watcher.close)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ckpt_lib.core.metadata import CheckpointMetadata
@@ -13,6 +15,7 @@ from ckpt_lib.web.whole_ids import whole_id
 
 router = APIRouter()
 _MOST_TAGS = 100
+WholeId = Annotated[str, Path(description="The whole id of a checkpoint.", max_length=200)]
 _CHANGES = NO_CHECKPOINT | refusals({413: "The body is larger than 1 MiB.", 507: "The store is full."})
 _ADDS = _CHANGES | refusals({409: "A metric has another value already, or the record of the checkpoint is damaged."})
 _DELETES = NO_CHECKPOINT | refusals(
@@ -77,7 +80,7 @@ def add_metrics(
 
 
 @router.delete("/experiments/{experiment}/checkpoints/{name}", tags=["delete"], responses=_DELETES)
-def delete_checkpoint(request: Request, _: Deleter, experiment: ExperimentName, name: CheckpointName) -> Deleted:
+def delete_checkpoint(request: Request, _: Deleter, experiment: ExperimentName, name: WholeId) -> Deleted:
     """Delete a checkpoint by its whole id. It can be brought back until trash_seconds have passed; its backup stays."""
     return Deleted(checkpoint_id=manager_of(request, experiment).delete_checkpoint(whole_id(name)))
 
@@ -89,8 +92,6 @@ def list_trash(request: Request, _: Reader, experiment: ExperimentName) -> Trash
 
 
 @router.post("/experiments/{experiment}/checkpoints/{name}/undelete", tags=["write"], responses=_UNDELETES)
-def undelete_checkpoint(
-    request: Request, _: Writer, experiment: ExperimentName, name: CheckpointName
-) -> CheckpointMetadata:
+def undelete_checkpoint(request: Request, _: Writer, experiment: ExperimentName, name: WholeId) -> CheckpointMetadata:
     """Bring a deleted checkpoint back, by its whole id."""
     return manager_of(request, experiment).undelete_checkpoint(whole_id(name))

@@ -12,7 +12,7 @@ from ckpt_lib.policies.retention import Decision, RetentionPlan
 from ckpt_lib.web.access import Reader
 from ckpt_lib.web.problems import refusals
 from ckpt_lib.web.reading import NO_EXPERIMENT, ExperimentName, manager_of
-from ckpt_lib.web.rules import MaxCheckpoints, rules_of
+from ckpt_lib.web.rules import MAX_CHECKPOINTS, MaxCheckpoints, rules_of
 
 router = APIRouter(tags=["read"])
 MOST_PREVIEWS = 8
@@ -57,7 +57,7 @@ def preview_cleanup(
     request: Request,
     who: Reader,
     experiment: ExperimentName,
-    max_checkpoints: Annotated[MaxCheckpoints, Query()] = None,
+    max_checkpoints: Annotated[MaxCheckpoints, Query(description=MAX_CHECKPOINTS)] = None,
     policy: Annotated[str | None, Query(max_length=10_000, description="A retention policy as JSON.")] = None,
 ) -> RetentionPreview:
     """Show what a cleanup would delete, why, and what that frees; by default, by the policy of the configuration.

@@ -26,6 +26,8 @@ VERSION = "1.0.0"
 MEDIA_TYPE = "application/offset+octet-stream"
 _BLOCK_BYTES = 2**20
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):\s*(?:$|,|;)")
+_METADATA = r"^([^ ,]+( [A-Za-z0-9+/=]*)?, *)*filename [A-Za-z0-9+/]+={0,2}(, *[^ ,]+( [A-Za-z0-9+/=]*)?)*$"
+_DIGESTS = r"(^|,) *sha-256=:[A-Za-z0-9+/]{43}=: *($|,|;)"
 _BODY = {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     412: documented("The client speaks another version of tus."),
@@ -49,7 +51,9 @@ _APPENDS = _NO_UPLOAD | refusals(
 
 
 def _check_version(
-    tus_resumable: Annotated[str | None, Header(description=f"{VERSION}, if it is given.")] = None,
+    tus_resumable: Annotated[
+        str | None, Header(description="The version of tus, if it is given.", json_schema_extra={"enum": [VERSION]})
+    ] = None,
 ) -> None:
     if tus_resumable not in (None, VERSION):
         title = f"this server speaks tus {VERSION}, not {shown(tus_resumable)}"
@@ -92,10 +96,22 @@ def create_upload(
     *,
     upload_length: Annotated[int, Header(ge=0, lt=2**63, description="The size of the file in bytes.")],
     upload_metadata: Annotated[
-        str, Header(max_length=4_000, description="`filename` and, behind a blank, the name in Base64.")
+        str,
+        Header(
+            max_length=4_000,
+            description="`filename` and, behind a blank, the name in Base64.",
+            examples=["filename bW9kZWwucHQ="],
+            json_schema_extra={"pattern": _METADATA},  # for clients; the refusal says it in words
+        ),
     ],
     repr_digest: Annotated[
-        str, Header(max_length=1_000, description="The SHA-256 of the file, as `sha-256=:BASE64:` (RFC 9530).")
+        str,
+        Header(
+            max_length=1_000,
+            description="The SHA-256 of the file, as `sha-256=:BASE64:` (RFC 9530).",
+            examples=["sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:"],
+            json_schema_extra={"pattern": _DIGESTS},
+        ),
     ],
 ) -> UploadState:
     """Begin the upload of one file. `Location` is where its bytes go, by PATCH."""
@@ -109,7 +125,7 @@ def create_upload(
     return state
 
 
-@router.head("/uploads/{upload_id}", responses=_NO_UPLOAD)
+@router.head("/uploads/{upload_id}", response_class=Response, responses=_NO_UPLOAD)
 def show_offset(request: Request, _: Writer, upload_id: FolderId) -> Response:
     """Tell how far an upload is, in `Upload-Offset`."""
     uploads = uploads_of(request)

@@ -31,7 +31,7 @@ _STARTS = refusals(
     }
 )
 _NO_JOB = refusals({404: "There is no such job, or it was forgotten."})
-JobId = Annotated[str, Path(max_length=100)]
+JobId = Annotated[str, Path(description="The id of a job.", max_length=100)]
 
 
 class PageOfJobs(BaseModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -12,6 +13,8 @@ from ckpt_lib import CheckpointConfig
 from ckpt_lib.converting.names import TargetFormat, TargetType
 from ckpt_lib.converting.options import _DTYPES
 from ckpt_lib.web import ServerSettings, create_app
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,24 @@ def test_each_operation_of_jobs_has_its_result(description: dict[str, Any]) -> N
         model = schemas[place.rpartition("/")[2]]
         assert model["properties"]["kind"]["const"] == name
         assert all(field.keys() & {"type", "anyOf", "$ref", "enum"} for field in model["properties"].values())
+
+
+def test_the_reference_is_up_to_date(description: dict[str, Any]) -> None:
+    """docs/reference/rest.md documents every operation and model: its second half is generated from the description."""
+    page = ROOT / "docs" / "reference" / "rest.md"
+    command, _, documented = page.read_text(encoding="utf-8").partition("<!-- generated")[2].partition(" -->\n")
+    writer = runpy.run_path(str(ROOT / "docs" / "write_rest_reference.py"))
+    lines = "\n".join(writer["reference"](description)) + "\n"
+    assert documented == lines, f"run{command.partition(':')[2]}"
+
+
+def test_each_operation_and_parameter_is_described(description: dict[str, Any]) -> None:
+    """In words, for those who read the reference; and so is each refusal."""
+    for name, operation in operations(description):
+        assert operation["description"], name
+        for parameter in operation.get("parameters", ()):
+            assert parameter.get("description"), f"{name}: {parameter['name']}"
+        assert all(answer["description"] for answer in operation["responses"].values()), name
 
 
 def test_formats_and_types_are_listed(description: dict[str, Any]) -> None:
