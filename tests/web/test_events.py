@@ -125,7 +125,7 @@ def test_a_client_that_comes_back_misses_nothing(client: httpx.Client, config: C
     manager = CheckpointManager(config, "digits")
     with followed(client) as stream:
         last = stream.next()["id"]
-    saved = [manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch) for epoch in (7, 8)]
+    saved = [str(manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch)) for epoch in (7, 8)]
     with followed(client, **{"Last-Event-ID": last}) as stream:
         first = stream.next()
         assert (first["event"], json.loads(first["data"])["checkpoint_id"]) == ("checkpoint.saved", saved[0])
