@@ -103,10 +103,11 @@ class Imported(_Done):
         return cls(**_shared(cls, item))
 
 
-class CleanedUp(_Done):
-    """What a cleanup has removed."""
+class Removed(BaseModel):
+    """What a cleanup has removed of the checkpoints, or of the backups."""
 
-    kind: Literal["cleanup"] = "cleanup"
+    model_config = _Done.model_config
+
     deleted_ids: tuple[str, ...] = ()
     thinned_ids: tuple[str, ...] = Field(default=(), description="The checkpoints that lost all but their weights.")
     freed_bytes: int = 0
@@ -115,12 +116,19 @@ class CleanedUp(_Done):
     expired_bytes: int = 0
     spared: dict[str, str] = Field(default={}, description="Ids that were left as they are after all, and why.")
     swept: tuple[str, ...] = Field(default=(), description="Leftovers of dead processes that were removed.")
-    backups: CleanedUp | None = Field(default=None, description="The same of the backups, if they were cleaned up.")
+
+
+class CleanedUp(Removed):
+    """What a cleanup has removed."""
+
+    kind: Literal["cleanup"] = "cleanup"
+    backups: Removed | None = Field(default=None, description="The same of the backups, if they were cleaned up.")
 
     @classmethod
     def of(cls, report: CleanupReport) -> CleanedUp:
         """Return what is said of a cleanup; its errors name paths of the server, and are left out."""
-        return cls(**_shared(cls, report) | {"backups": report.backups and cls.of(report.backups)})
+        backups = report.backups and Removed(**_shared(Removed, report.backups))
+        return cls(**_shared(Removed, report), backups=backups)
 
 
 def _shared(kind: type[BaseModel], report: BaseModel) -> dict[str, Any]:

@@ -52,7 +52,10 @@ _APPENDS = _NO_UPLOAD | refusals(
 
 def _check_version(
     tus_resumable: Annotated[
-        str | None, Header(description="The version of tus, if it is given.", json_schema_extra={"enum": [VERSION]})
+        str | None,
+        Header(
+            description="The version of tus, if it is given.", json_schema_extra={"pattern": f"^{re.escape(VERSION)}$"}
+        ),
     ] = None,
 ) -> None:
     if tus_resumable not in (None, VERSION):
