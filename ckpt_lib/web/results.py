@@ -127,7 +127,7 @@ class CleanedUp(Removed):
     @classmethod
     def of(cls, report: CleanupReport) -> CleanedUp:
         """Return what is said of a cleanup; its errors name paths of the server, and are left out."""
-        backups = report.backups and Removed(**_shared(Removed, report.backups))
+        backups = None if report.backups is None else Removed(**_shared(Removed, report.backups))
         return cls(**_shared(Removed, report), backups=backups)
 
 

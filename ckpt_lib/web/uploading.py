@@ -54,7 +54,8 @@ def _check_version(
     tus_resumable: Annotated[
         str | None,
         Header(
-            description="The version of tus, if it is given.", json_schema_extra={"pattern": f"^{re.escape(VERSION)}$"}
+            description="The version of tus, if it is given.",
+            json_schema_extra={"pattern": f"^{re.escape(VERSION)}$"},
         ),
     ] = None,
 ) -> None:
@@ -83,7 +84,9 @@ def uploads_of(request: Request) -> Uploads:
     return transfers.uploads
 
 
-@router.options("/uploads", status_code=status.HTTP_204_NO_CONTENT)
+@router.options(
+    "/uploads", status_code=status.HTTP_204_NO_CONTENT, response_description="The headers say what the server can."
+)
 def describe_uploads(request: Request, _: Writer) -> Response:
     """Tell which version of tus the server speaks, and how large uploads may be."""
     facts = {"Tus-Version": VERSION, "Tus-Extension": "creation,expiration,termination"}
@@ -128,7 +131,12 @@ def create_upload(
     return state
 
 
-@router.head("/uploads/{upload_id}", response_class=Response, responses=_NO_UPLOAD)
+@router.head(
+    "/uploads/{upload_id}",
+    response_class=Response,
+    response_description="The headers say how far it is.",
+    responses=_NO_UPLOAD,
+)
 def show_offset(request: Request, _: Writer, upload_id: FolderId) -> Response:
     """Tell how far an upload is, in `Upload-Offset`."""
     uploads = uploads_of(request)
@@ -151,6 +159,7 @@ def get_upload(request: Request, response: Response, _: Writer, upload_id: Folde
     "/uploads/{upload_id}",
     status_code=status.HTTP_204_NO_CONTENT,
     openapi_extra={"requestBody": _BODY},
+    response_description="The headers say how far it is now.",
     responses=_APPENDS,
 )
 async def append_to_upload(
@@ -173,7 +182,12 @@ async def append_to_upload(
     return Response(status_code=status.HTTP_204_NO_CONTENT, headers=headers)
 
 
-@router.delete("/uploads/{upload_id}", status_code=status.HTTP_204_NO_CONTENT, responses=_NO_UPLOAD)
+@router.delete(
+    "/uploads/{upload_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    response_description="It is gone.",
+    responses=_NO_UPLOAD,
+)
 def cancel_upload(request: Request, _: Writer, upload_id: FolderId) -> Response:
     """Remove an upload."""
     uploads = uploads_of(request)
