@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.errors import CheckpointNotFoundError, StorePermissionError, VersionConflictError
+from ckpt_lib.errors import ExportNotFoundError, StorePermissionError, UploadConflictError, UploadNotFoundError
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.transfers import Transfers
 from tests.cli.running import on_posix
@@ -196,7 +196,7 @@ def test_requests_at_once_mix_nothing_up(settings: ServerSettings) -> None:
 
     def send(size: int) -> None:
         while (position := uploads.offset_bytes(started)) < len(data):
-            with suppress(VersionConflictError):
+            with suppress(UploadConflictError):
                 uploads.append(started, position, data[position : position + size])
 
     with ThreadPoolExecutor(8) as pool:
@@ -419,7 +419,7 @@ def test_what_is_deleted_meanwhile_is_not_there(settings: ServerSettings, monkey
         lambda: uploads._verify(found, lambda _: None),
         lambda: Transfers(settings).exports.expires_at("0" * 32),
     ):
-        with pytest.raises(CheckpointNotFoundError):
+        with pytest.raises((UploadNotFoundError, ExportNotFoundError)):
             ask()
 
 
