@@ -406,6 +406,15 @@ def test_there_is_room_for_what_was_promised(settings: ServerSettings, monkeypat
         assert begin(client, b"x" * 600).status_code == 201
 
 
+def test_the_number_of_uploads_is_limited(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many is told when to try again."""
+    monkeypatch.setattr("ckpt_lib.web.uploads.MOST_UPLOADS", 1)
+    assert begin(client, b"x").status_code == 201
+    refused = begin(client, b"x")
+    assert (refused.status_code, refused.json()["type"]) == (429, "LimitError")
+    assert refused.headers["retry-after"] == "60"
+
+
 def test_what_is_deleted_meanwhile_is_not_there(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload or export that goes while it is asked for is not found, as it would be a moment later."""
     uploads = Transfers(settings).uploads
