@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import re
@@ -211,15 +212,22 @@ class _Receiver:
 
     async def take(self, request: Request) -> None:
         """Append the body. What has arrived is durable afterwards, also if the connection breaks."""
+        is_ending = False
         try:
             async for piece in request.stream():
                 self._refuse_more_than(len(self._buffer) + len(piece))
                 self._buffer += piece
                 if len(self._buffer) >= _BLOCK_BYTES:
                     await self._flush()
+        except asyncio.CancelledError:  # the server ends, and waits for no other thread
+            is_ending = True
+            self._uploads.append(self.upload, self.position, self._buffer)
+            self._uploads.sync(self.upload)
+            raise
         finally:
-            await self._flush()
-            await run_in_threadpool(self._uploads.sync, self.upload)
+            if not is_ending:
+                await self._flush()
+                await run_in_threadpool(self._uploads.sync, self.upload)
 
     async def _flush(self) -> None:
         block, self._buffer = self._buffer, bytearray()
