@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from ckpt_lib import errors
+from ckpt_lib.core.damage import Damage
 from ckpt_lib.core.logs import logger
 
 MEDIA_TYPE = "application/problem+json"
@@ -62,7 +63,7 @@ class Problem(BaseModel):
     expected: str | None = None
     got: str | None = None
     hint: str | None = Field(default=None, description="What to do next.")
-    damages: list[dict[str, Any]] = Field(default=[], description="Which bytes of which files differ.")
+    damages: list[Damage] = Field(default=[], description="Which bytes of which files differ.")
 
     @classmethod
     def of(cls, kind: str, status: int, detail: str, **more: Any) -> Self:
@@ -96,7 +97,7 @@ def problem_of(error: errors.CheckpointError) -> Problem:
         expected=None if error.expected is None else str(error.expected),
         got=None if error.got is None else str(error.got),
         hint=error.hint,
-        damages=[damage.model_dump(mode="json") for damage in getattr(error, "damages", ())],
+        damages=list(getattr(error, "damages", ())),
     )
 
 

@@ -53,14 +53,14 @@ _APPENDS = _NO_UPLOAD | refusals(
 
 def _check_version(
     tus_resumable: Annotated[
-        str | None,
+        str,
         Header(
             description="The version of tus, if it is given.",
             json_schema_extra={"pattern": f"^{re.escape(VERSION)}$"},
         ),
-    ] = None,
+    ] = VERSION,
 ) -> None:
-    if tus_resumable not in (None, VERSION):
+    if tus_resumable != VERSION:
         title = f"this server speaks tus {VERSION}, not {shown(tus_resumable)}"
         raise HTTPException(status.HTTP_412_PRECONDITION_FAILED, title, {"Tus-Version": VERSION})
 
