@@ -53,11 +53,7 @@ _APPENDS = _NO_UPLOAD | refusals(
 
 def _check_version(
     tus_resumable: Annotated[
-        str,
-        Header(
-            description="The version of tus, if it is given.",
-            json_schema_extra={"pattern": f"^{re.escape(VERSION)}$"},
-        ),
+        str, Header(description="The version of tus, if it is given.", json_schema_extra={"const": VERSION})
     ] = VERSION,
 ) -> None:
     if tus_resumable != VERSION:
