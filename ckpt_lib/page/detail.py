@@ -34,6 +34,7 @@ from ckpt_lib.page.markup import (
     warning,
 )
 from ckpt_lib.web.job import Job
+from ckpt_lib.web.results import Exported, Validated
 
 _MOST_TENSORS = 200
 _MOST_ANCESTORS = 20
@@ -174,10 +175,10 @@ def _jobs_of(checkpoint_id: str, jobs: list[Job]) -> Iterator[tuple[datetime, st
             continue
         told = words[job.work.operation]
         if outcome.problem is not None:
-            yield job.ended_at, f"{told}: {outcome.problem.title}"
-        elif job.work.operation == "validate":
-            yield job.ended_at, f"{told}: {'intact' if outcome.result['is_valid'] else 'damaged'}"
-        elif job.work.operation == "export":
+            yield job.ended_at, f"{told}: {outcome.problem.detail}"
+        elif isinstance(outcome.result, Validated):
+            yield job.ended_at, f"{told}: {'intact' if outcome.result.is_valid else 'damaged'}"
+        elif isinstance(outcome.result, Exported):
             yield job.ended_at, Markup("{}: {}").format(told, files_html(outcome.result))
         else:
             yield job.ended_at, f"{told} by {job.who}"

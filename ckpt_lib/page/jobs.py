@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -14,6 +13,7 @@ from ckpt_lib.page.markup import NOTHING, Column, badge, button, empty, joined, 
 from ckpt_lib.web.gate import PAGE_PATH
 from ckpt_lib.web.job import ENDED, Job
 from ckpt_lib.web.operations import Outcome
+from ckpt_lib.web.results import BackedUp, CleanedUp, Exported, Restored, Validated
 
 _MOST_SHOWN = 50
 _WORDS = {"validate": "Validate", "backup": "Back up", "repair": "Repair", "restore": "Restore"}
@@ -69,18 +69,17 @@ def _title(job: Job) -> Markup:
     return title + " " + link.format(job.url, job.runner.capitalize())
 
 
-def files_html(exported: dict[str, Any]) -> Markup:
+def files_html(exported: Exported) -> Markup:
     """Show the files of an export as links that download them."""
     links = [
         Markup('<a class="ck-link" href="{}" download>{}</a> <span class="ck-soft">{}</span>').format(
-            f"{PAGE_PATH}/exports/{exported['export_id']}/files/{quote(file['name'])}",
-            file["name"],
-            size_text(file["size_bytes"]),
+            f"{PAGE_PATH}/exports/{exported.export_id}/files/{quote(file.name)}",
+            file.name,
+            size_text(file.size_bytes),
         )
-        for file in exported["files"]
+        for file in exported.files
     ]
-    left_out = exported["left_out"]
-    remark = f"Left out: {listed(left_out)}." if left_out else ""
+    remark = f"Left out: {listed(exported.left_out)}." if exported.left_out else ""
     return Markup("{} {}").format(joined(links, ", "), remark)
 
 
@@ -109,31 +108,34 @@ def _outcome(job: Job) -> str | Markup:
         return "The server ended on the way. Starting it again does what is left."
     if job.problem is not None:
         hint = f" {job.problem.hint}" if job.problem.hint else ""
-        return f"{job.problem.title}{hint}"
+        return f"{job.problem.detail}{hint}"
     tell = _TOLD.get(job.work.operation)
     return tell(job.result) if tell and job.result else job.state
 
 
 def _validated(found: list[Outcome]) -> str:
-    damaged = [item.checkpoint_id for item in found if item.result and not item.result["is_valid"]]
+    damaged = [item.checkpoint_id for item in found if isinstance(item.result, Validated) and not item.result.is_valid]
     if damaged:
         return f"{count_of(len(damaged), 'checkpoint')} damaged: {listed(damaged)}"
     return "intact" if len(found) == 1 else f"{count_of(len(found), 'checkpoint')} intact"
 
 
 def _exported(found: list[Outcome]) -> Markup:
-    return files_html(found[0].result)
+    result = found[0].result
+    return files_html(result) if isinstance(result, Exported) else Markup("")
 
 
 def _cleaned_up(found: list[Outcome]) -> str:
     report = found[0].result
-    freed_bytes = report["freed_bytes"] + report["trashed_bytes"]
-    return f"{count_of(len(report['deleted_ids']), 'checkpoint')} deleted, {size_text(freed_bytes)}"
+    if not isinstance(report, CleanedUp):
+        return "succeeded"
+    freed_bytes = report.freed_bytes + report.trashed_bytes
+    return f"{count_of(len(report.deleted_ids), 'checkpoint')} deleted, {size_text(freed_bytes)}"
 
 
 def _done_to_each(found: list[Outcome]) -> str:
     """Say what was done where that is a word, such as ``copied``."""
-    words = {item.result for item in found if isinstance(item.result, str)}
+    words = {item.result.done for item in found if isinstance(item.result, BackedUp | Restored)}
     return listed(sorted(words)) or "succeeded"
 
 
