@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ckpt_lib.core.wording import count_of, size_text
 from ckpt_lib.page.desk import Desk
 from ckpt_lib.page.markup import notice
-from ckpt_lib.page.view import View
+from ckpt_lib.page.view import Search, View
 from ckpt_lib.web.operations import Backup, Cleanup, Export, Repair, Restore, Validate
 from ckpt_lib.web.tokens import Scope
 
@@ -38,6 +38,11 @@ class Actions:
             "clear": lambda view, _: view.with_(selected=()),
             "compare": lambda view, _: view.with_(tab="compare"),
             "unfilter": lambda view, _: view.with_(search="", where="", tags=()),
+            "found": _with_found,
+            "unfind": lambda view, _: view.with_(everywhere=Search()),
+            "find-sort": lambda view, value: view.with_(everywhere=view.everywhere.sorted_by(value)),
+            "find-next": lambda view, value: _turned(view, (*view.everywhere.cursors, value)),
+            "find-previous": lambda view, _: _turned(view, view.everywhere.cursors[:-1]),
             "next": lambda view, value: view.with_(cursors=(*view.cursors, value)),
             "previous": lambda view, _: view.with_(cursors=view.cursors[:-1]),
             "metric": self._with_metric,
@@ -141,6 +146,16 @@ class Actions:
             view,
             f"Cancelling the job on {count_of(len(job.checkpoint_ids), 'checkpoint')}: it ends at its next step.",
         )
+
+
+def _with_found(view: View, place: str) -> View:
+    """Return the view of a checkpoint of any experiment: its name and an id, with a slash between them."""
+    experiment, _, checkpoint_id = place.rpartition("/")
+    return view.of_experiment(experiment).with_(tab="checkpoints", opened=checkpoint_id, asked="")
+
+
+def _turned(view: View, cursors: tuple[str, ...]) -> View:
+    return view.with_(everywhere=view.everywhere.with_(cursors=cursors))
 
 
 def _tab_of_list(view: View) -> Any:

@@ -111,6 +111,7 @@ class Page:
         return [
             *(layout.view, layout.timer, layout.header, layout.notice, layout.running, layout.tabs),
             *layout.screens.values(),
+            *(layout.finders, layout.find_text, layout.find_where),
             *(layout.filters, layout.search, layout.where),
             *(layout.edit, layout.edit_tags, layout.edit_description, layout.export),
             *(layout.metric_plot, layout.size_plot, layout.compared, layout.keep),
@@ -120,6 +121,8 @@ class Page:
         layout = self._layout
         for field in (layout.search, layout.where):
             self._on(field.change, self._filter, [layout.search, layout.where], trigger_mode="always_last")
+        for field in (layout.find_text, layout.find_where):
+            self._on(field.change, self._find, [layout.find_text, layout.find_where], trigger_mode="always_last")
         self._on(layout.edit_save.click, self._edit, [layout.edit_tags, layout.edit_description])
         self._on(
             layout.export_start.click, self._export, [layout.export_format, layout.export_dtype, layout.export_weights]
@@ -198,8 +201,10 @@ class Page:
         updates = self._shown(request, changed, told)
         if changed.tab != view.tab:
             updates[self._layout.tabs] = gr.Tabs(selected=changed.tab)
-        if act in ("unfilter", "experiment"):
+        if act in ("unfilter", "experiment", "found"):
             updates |= {self._layout.search: changed.search, self._layout.where: changed.where}
+        if act == "unfind":
+            updates |= {self._layout.find_text: "", self._layout.find_where: ""}
         return updates
 
     def _tab_shown(self, name: str) -> Handler:
@@ -215,6 +220,12 @@ class Page:
         if (search, where) == (view.search, view.where):
             return {}  # the page itself has changed the fields
         return self._shown(request, view.with_(search=search, where=where))
+
+    def _find(self, request: gr.Request, _: gr.EventData, view: View, text: str | None, where: str | None) -> Updates:
+        text, where = text or "", where or ""
+        if (text, where) == (view.everywhere.text, view.everywhere.where):
+            return {}
+        return self._shown(request, view.with_(everywhere=view.everywhere.with_(text=text, where=where)))
 
     def _edit(self, request: gr.Request, _: gr.EventData, view: View, tags: str, description: str) -> Updates:
         return self._shown(request, *self._actions.edit(request, view, tags, description))

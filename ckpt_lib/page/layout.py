@@ -84,6 +84,19 @@ class Layout:
     def _add_nothing(self) -> None:
         """Most screens are a piece of HTML alone."""
 
+    def _add_experiments(self) -> None:
+        with gr.Row(elem_classes="ck-filters", visible=False) as self.finders:
+            self.find_text = gr.Textbox(
+                label="Find in all experiments",
+                placeholder="id, tag or description",
+                max_lines=1,
+                max_length=200,
+                scale=2,
+            )
+            self.find_where = gr.Textbox(
+                label="Conditions", placeholder="val_loss<0.3, epoch>=10", max_lines=1, max_length=500, scale=3
+            )
+
     def _add_checkpoints(self) -> None:
         with gr.Row(elem_classes="ck-filters") as self.filters:
             self.search = gr.Textbox(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
@@ -19,6 +19,7 @@ from ckpt_lib.page.markup import (
     marks,
     moment,
     number,
+    pager,
     table,
     tags,
     warning,
@@ -50,8 +51,9 @@ def list_html(manager: CheckpointManager, view: View, overview: ExperimentOvervi
         return joined([*parts, _nothing(view, total)])
     first = len(view.cursors) * PAGE_SIZE + 1
     counted = f"{first:,} to {first + len(shown) - 1:,}" + ("" if view.is_filtered else f" of {total:,}")
-    pager = _pager(view, counted, shown[-1].checkpoint_id if len(found) > PAGE_SIZE else "")
-    return joined([*parts, _table(monitored_in(manager, overview), view, shown), pager])
+    following = shown[-1].checkpoint_id if len(found) > PAGE_SIZE else ""
+    pages = pager(counted, has_previous=bool(view.cursors), following=following)
+    return joined([*parts, _table(monitored_in(manager, overview), view, shown), pages])
 
 
 def monitored_in(manager: CheckpointManager, overview: ExperimentOverview) -> str:
@@ -60,7 +62,7 @@ def monitored_in(manager: CheckpointManager, overview: ExperimentOverview) -> st
 
 
 def _table(monitored: str, view: View, shown: Sequence[CheckpointMetadata]) -> Markup:
-    metrics = _metrics(monitored, view, shown)
+    metrics = metric_columns((monitored, view.sort_by), shown)
     columns = (
         Column("Compare"),
         Column("Checkpoint", sort="sequence", is_head=True),
@@ -73,7 +75,7 @@ def _table(monitored: str, view: View, shown: Sequence[CheckpointMetadata]) -> M
     rows = [
         (
             _check_box(item.checkpoint_id, is_checked=item.checkpoint_id in view.selected),
-            _name(item),
+            name_cell("open", item.checkpoint_id, item),
             f"{item.epoch:,}",
             f"{item.step:,}",
             *(number(item.metrics.get(name)) for name in metrics),
@@ -86,20 +88,21 @@ def _table(monitored: str, view: View, shown: Sequence[CheckpointMetadata]) -> M
     return table(columns, rows, caption=caption, sorted_by=(view.sort_by, view.descending), kind="ck-list")
 
 
-def _metrics(monitored: str, view: View, shown: Sequence[CheckpointMetadata]) -> list[str]:
-    """Return the metrics that get a column: the monitored one, what is sorted by, and the first others."""
+def metric_columns(wanted: Iterable[str], shown: Sequence[CheckpointMetadata]) -> list[str]:
+    """Return the metrics that get a column: those ``wanted``, as the monitored one, and the first others."""
     known = dict.fromkeys(name for item in shown for name in item.metrics)
-    wanted = [name for name in dict.fromkeys((monitored, view.sort_by)) if name in known]
-    return [*wanted, *(name for name in known if name not in wanted)][:_MOST_METRICS]
+    first = [name for name in dict.fromkeys(wanted) if name in known]
+    return [*first, *(name for name in known if name not in first)][:_MOST_METRICS]
 
 
-def _name(item: CheckpointMetadata) -> Markup:
+def name_cell(act: str, value: str, item: CheckpointMetadata) -> Markup:
+    """Return the id of a checkpoint as a button, and below it what sets it apart."""
     described = (
         Markup('<span class="ck-soft">{}</span>').format(item.description[:200]) if item.description else NOTHING
     )
     extra = joined([part for part in (marks(item), tags(item.tags), described) if part], " ")
     below = Markup('<div class="ck-below">{}</div>').format(extra) if extra else NOTHING
-    return button("open", item.checkpoint_id, item.checkpoint_id, kind="ck-link ck-id") + below
+    return button(act, value, item.checkpoint_id, kind="ck-link ck-id") + below
 
 
 def _check_box(checkpoint_id: str, *, is_checked: bool) -> Markup:
@@ -134,14 +137,6 @@ def _selection_bar(view: View) -> Markup:
     compare = button("compare", "", "Compare", kind="ck-primary") if count > 1 else NOTHING
     text = f"{count} selected" if count > 1 else f"1 selected; select up to {MOST_COMPARED - 1} more to compare"
     return Markup('<p class="ck-bar" role="status">{} {} {}</p>').format(text, compare, button("clear", "", "Clear"))
-
-
-def _pager(view: View, counted: str, last_id: str) -> Markup:
-    previous = button("previous", "", "← Previous") if view.cursors else NOTHING
-    following = button("next", last_id, "Next →") if last_id else NOTHING
-    return Markup('<nav class="ck-pager" aria-label="Pages"><span role="status">{}</span>{}{}</nav>').format(
-        counted, previous, following
-    )
 
 
 def _nothing(view: View, total: int) -> Markup:

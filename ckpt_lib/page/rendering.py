@@ -16,6 +16,7 @@ from ckpt_lib.page.comparison import comparison_html
 from ckpt_lib.page.desk import Desk
 from ckpt_lib.page.detail import detail_html
 from ckpt_lib.page.experiments import experiments_html, overviews
+from ckpt_lib.page.finding import found_html
 from ckpt_lib.page.jobs import jobs_html, running_html
 from ckpt_lib.page.layout import Layout
 from ckpt_lib.page.listing import list_html, monitored_in
@@ -52,7 +53,9 @@ class Renderer:
         }
         screen = layout.screens[view.tab]
         if view.tab == "experiments":
-            updates[screen] = str(experiments_html(self._desk.managers.config, found))
+            config, search = self._desk.managers.config, view.everywhere
+            updates[layout.finders] = gr.update(visible=bool(found))
+            updates[screen] = str(found_html(config, search) if search.is_on else experiments_html(config, found))
         elif view.tab not in _WITHOUT_EXPERIMENT:
             if not view.experiment:
                 return updates | self._without_experiment(view)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from tests.browser import stores
 from tests.browser.conftest import page_of
-from tests.browser.steps import go, names
+from tests.browser.steps import field, go, names
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "tasks.md"
 CLICKS = dict(re.findall(r"^\| ([^|]+?) \| `[^|]+` \| (\d+) \|$", DOCS.read_text("utf-8"), re.MULTILINE))
@@ -37,7 +37,7 @@ class Hand:
         self.count += 1
 
     def fill(self, label: str, text: str) -> None:
-        self.page.get_by_label(label).fill(text)
+        field(self.page, label).fill(text)
         self.count += 1
 
     def choose(self, label: str, option: str) -> None:
@@ -89,6 +89,26 @@ def find_best(hand: Hand) -> None:
     hand.click("val_loss ↓")
     expect(hand.page.get_by_role("columnheader", name="val_loss ↑")).to_be_visible()
     assert names(hand.page)[0] == hand.manager.get_checkpoint("best").checkpoint_id
+
+
+def find_everywhere(hand: Hand) -> None:
+    """Of every experiment, those that meet the condition are listed, and lead to the checkpoint."""
+    hand.fill("Conditions", "val_loss<0.3")
+    screen = hand.page.locator("#ck-experiments")
+    good = {
+        item.checkpoint_id: name
+        for name in ("digits", "many", "words")
+        for item in CheckpointManager(hand.manager.config, name).list_checkpoints(where=["val_loss<0.3"])
+    }
+    assert set(good.values()) == {"digits", "many"}
+    rows = screen.get_by_role("row").filter(has=hand.page.get_by_role("rowheader"))
+    expect(rows).to_have_count(len(good))
+    for checkpoint_id, name in good.items():
+        expect(rows.filter(has_text=checkpoint_id)).to_contain_text(name)
+    best = hand.manager.get_checkpoint("best").checkpoint_id
+    hand.click(best, screen)
+    expect(hand.page.locator(".ck-head h2")).to_have_text(best)
+    expect(hand.page.locator(".ck-chooser select")).to_have_value(EXPERIMENT)
 
 
 def compare(hand: Hand) -> None:
@@ -247,6 +267,7 @@ def bring_back(hand: Hand) -> None:
 TASKS: dict[str, Callable[[Hand], None]] = {
     "see what is there": see,
     "find the best of the last week": find_best,
+    "find good ones in all experiments": find_everywhere,
     "compare two": compare,
     "get the best weights in bf16 as safetensors": weights,
     "hand the best over, with its manifest": hand_over,
