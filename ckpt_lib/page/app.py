@@ -21,7 +21,7 @@ from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
 from ckpt_lib.page.actions import Actions
 from ckpt_lib.page.desk import Desk
 from ckpt_lib.page.layout import Layout
-from ckpt_lib.page.markup import notice
+from ckpt_lib.page.markup import notice, sentence
 from ckpt_lib.page.rendering import Renderer, Updates
 from ckpt_lib.page.run_requests import RunRequests
 from ckpt_lib.page.setup import FIELDS, config_texts
@@ -114,6 +114,7 @@ class Page:
             *(layout.finders, layout.find_text, layout.find_where),
             *(layout.filters, layout.search, layout.where),
             *(layout.edit, layout.edit_tags, layout.edit_description, layout.export),
+            *(layout.measure, layout.measure_name, layout.measure_value, layout.measure_replace),
             *(layout.metric_plot, layout.size_plot, layout.compared, layout.keep),
         ]
 
@@ -124,6 +125,11 @@ class Page:
         for field in (layout.find_text, layout.find_where):
             self._on(field.change, self._find, [layout.find_text, layout.find_where], trigger_mode="always_last")
         self._on(layout.edit_save.click, self._edit, [layout.edit_tags, layout.edit_description])
+        self._on(
+            layout.measure_save.click,
+            self._measure,
+            [layout.measure_name, layout.measure_value, layout.measure_source, layout.measure_replace],
+        )
         self._on(
             layout.export_start.click, self._export, [layout.export_format, layout.export_dtype, layout.export_weights]
         )
@@ -230,6 +236,13 @@ class Page:
     def _edit(self, request: gr.Request, _: gr.EventData, view: View, tags: str, description: str) -> Updates:
         return self._shown(request, *self._actions.edit(request, view, tags, description))
 
+    def _measure(self, request: gr.Request, _: gr.EventData, view: View, *values: Any) -> Updates:
+        name, value, source, replace = values
+        outcome = self._actions.add_metric(request, view, name, value, source, replace=replace)
+        layout = self._layout
+        emptied = {layout.measure_name: "", layout.measure_value: "", layout.measure_replace: False}
+        return {**self._shown(request, *outcome), **emptied}
+
     def _export(
         self, request: gr.Request, _: gr.EventData, view: View, form: str, dtype: str, weights: bool
     ) -> Updates:
@@ -256,13 +269,8 @@ class Page:
 
 def _notice_of(error: CheckpointError | PermissionError) -> Markup:
     if not isinstance(error, CheckpointError):
-        return notice(f"{_sentence(str(error))}.", is_error=True)
+        return notice(f"{sentence(str(error))}.", is_error=True)
     details = [f"Expected: {error.expected}." if error.expected is not None else "", error.hint or ""]
     got = f": {error.got}" if error.got is not None else ""
     hint = " ".join(part for part in details if part)
-    return notice(f"{_sentence(error.message)}{got}", hint=hint, is_error=True)
-
-
-def _sentence(text: str) -> str:
-    """Return text with a capital letter, unless it begins with a name, such as that of an option."""
-    return text[:1].upper() + text[1:] if text.split(" ", maxsplit=1)[0].isalpha() else text
+    return notice(f"{sentence(error.message)}{got}", hint=hint, is_error=True)

@@ -112,6 +112,16 @@ class Layout:
             self.edit_description = gr.Textbox(label="Description", lines=2)
             self.edit_save = gr.Button("Save changes", variant="primary")
 
+        with gr.Accordion("Add a metric", open=False, visible=False) as self.measure:
+            with gr.Row():
+                self.measure_name = gr.Textbox(label="Name", placeholder="bleu", max_lines=1, max_length=200)
+                self.measure_value = gr.Textbox(label="Value", placeholder="31.5", max_lines=1, max_length=40)
+                self.measure_source = gr.Textbox(
+                    label="Measured by", placeholder="eval/newstest", max_lines=1, max_length=200
+                )
+            self.measure_replace = gr.Checkbox(label="Replace what was recorded before")
+            self.measure_save = gr.Button("Add the metric", variant="primary")
+
         with gr.Accordion("Export", open=False, visible=False) as self.export:
             with gr.Row():
                 self.export_format = gr.Dropdown(EXPORT_FORMATS, value="", label="Format", filterable=False)

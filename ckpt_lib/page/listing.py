@@ -30,8 +30,10 @@ _MOST_METRICS = 3
 _MOST_TAGS = 20
 
 
-def list_html(manager: CheckpointManager, view: View, overview: ExperimentOverview) -> Markup:
-    """Show a page of the list, or why it is empty. Raises :class:`~ckpt_lib.errors.ConfigError` for a condition.
+def list_html(manager: CheckpointManager, view: View, overview: ExperimentOverview, offers: Markup = NOTHING) -> Markup:
+    """Show a page of the list below what it ``offers`` to do, or why it is empty.
+
+    Raises :class:`~ckpt_lib.errors.ConfigError` for a condition.
 
     Only what is on the page is read: numbers about the whole come from the ``overview`` of the experiment.
     """
@@ -53,7 +55,7 @@ def list_html(manager: CheckpointManager, view: View, overview: ExperimentOvervi
     counted = f"{first:,} to {first + len(shown) - 1:,}" + ("" if view.is_filtered else f" of {total:,}")
     following = shown[-1].checkpoint_id if len(found) > PAGE_SIZE else ""
     pages = pager(counted, has_previous=bool(view.cursors), following=following)
-    return joined([*parts, _table(monitored_in(manager, overview), view, shown), pages])
+    return joined([*parts, offers, _table(monitored_in(manager, overview), view, shown), pages])
 
 
 def monitored_in(manager: CheckpointManager, overview: ExperimentOverview) -> str:
@@ -117,6 +119,8 @@ def _warnings(manager: CheckpointManager, overview: ExperimentOverview) -> Marku
     texts = [problem] if problem else []
     if unreadable:
         texts.append(f"{count_of(unreadable, 'checkpoint')} cannot be read: Summary tells which, and what helps.")
+    if overview.quarantined_checkpoints:
+        texts.append(f"{count_of(overview.quarantined_checkpoints, 'checkpoint')} set aside: Summary tells why.")
     return joined([warning(text) for text in texts])
 
 

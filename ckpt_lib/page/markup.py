@@ -43,12 +43,13 @@ def button(
     ).format(kind, act, value, title, name, label)
 
 
-def toggle(act: str, value: str, label: str, *, is_on: bool) -> Markup:
-    """Return a button that is on or off."""
+def toggle(act: str, value: str, label: str, *, is_on: bool, spoken: str | None = None) -> Markup:
+    """Return a button that is on or off; screen readers read ``spoken`` if it is given."""
+    name = NOTHING if spoken is None else Markup(' aria-label="{}"').format(spoken)
     template = Markup(
-        '<button type="button" class="ck-chip" data-act="{}" data-value="{}" aria-pressed="{}">{}</button>'
+        '<button type="button" class="ck-chip" data-act="{}" data-value="{}" aria-pressed="{}"{}>{}</button>'
     )
-    return template.format(act, value, "true" if is_on else "false", visible(label))
+    return template.format(act, value, "true" if is_on else "false", name, visible(label))
 
 
 def badge(word: str) -> Markup:
@@ -161,12 +162,26 @@ def progress(share: float | None, label: str) -> Markup:
     return Markup('<progress max="1"{} aria-label="{}"></progress>').format(value, label)
 
 
-def question(title: str, lines: Sequence[str | Markup], yes: Markup, no: Markup) -> Markup:
-    """Return what is asked before something is done: what it does, and the two buttons."""
+def question(title: str, lines: Sequence[str | Markup], yes: Markup, no: Markup, *, takes_away: bool = True) -> Markup:
+    """Return what is asked before something is done: what it does, and the two buttons.
+
+    What ``takes_away`` something is set apart.
+    """
     told = joined([Markup("<p>{}</p>").format(line) for line in lines if line])
-    return Markup(
-        '<div class="ck-confirm" role="alertdialog" aria-label="{}">{}<p class="ck-bar">{} {}</p></div>'
-    ).format(title, told, yes, no)
+    kind = "ck-confirm ck-takes" if takes_away else "ck-confirm"
+    template = Markup('<div class="{}" role="alertdialog" aria-label="{}">{}<p class="ck-bar">{} {}</p></div>')
+    return template.format(kind, title, told, yes, no)
+
+
+def sentence(text: str) -> str:
+    """Return text with a capital letter, unless it begins with a name, such as that of an option."""
+    return text[:1].upper() + text[1:] if text.split(" ", maxsplit=1)[0].isalpha() else text
+
+
+def with_code(text: str) -> Markup:
+    """Return text in which what stands in backticks is code."""
+    code_of = Markup('<code class="ck-break">{}</code>')
+    return joined([code_of.format(part) if number % 2 else part for number, part in enumerate(text.split("`"))])
 
 
 def pager(counted: str, *, has_previous: bool, following: str, act: str = "") -> Markup:

@@ -114,7 +114,9 @@ a.ck-link { color: var(--ck-link); text-decoration: underline; overflow-wrap: an
 .ck-code { overflow-x: auto; padding: .75rem 1rem; background: var(--ck-fill);
   border-radius: var(--radius-md); font-family: var(--font-mono); font-size: .85rem; }
 .ck-code code { background: none; padding: 0; white-space: pre; }
-.ck-confirm { border: 2px solid var(--ck-bad); border-radius: var(--radius-md); padding: .75rem 1rem; margin: .5rem 0; }
+.ck-confirm { border: 2px solid var(--ck-link); border-radius: var(--radius-md); padding: .75rem 1rem;
+  margin: .5rem 0; }
+.ck-confirm.ck-takes { border-color: var(--ck-bad); }
 .ck-running { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; padding: .3rem 0;
   overflow-wrap: anywhere; }
 progress { accent-color: #1d4fc4; width: 10rem; max-width: 100%; margin-right: .5rem; }

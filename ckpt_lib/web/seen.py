@@ -1,0 +1,99 @@
+"""What a person was shown before a job, and its fingerprint: the job does that, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from ckpt_lib.core.metadata import CheckpointMetadata
+from ckpt_lib.errors import ProtectedCheckpointError
+from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.maintenance.findings import DoctorReport
+from ckpt_lib.maintenance.thin import full_payload_of
+from ckpt_lib.manager import CheckpointManager
+
+
+def fingerprint_of(facts: Iterable[Sequence[object]]) -> str:
+    """Return a text that differs where any of the facts does, in whatever order they are."""
+    return hashlib.sha256("\n".join(sorted(json.dumps(list(fact)) for fact in facts)).encode()).hexdigest()
+
+
+def require_shown(shown: str, now: str, what: str) -> None:
+    """Raise :class:`~ckpt_lib.errors.ProtectedCheckpointError` if ``what`` has changed since it was shown."""
+    if shown != now:
+        raise ProtectedCheckpointError(
+            f"{what} has changed since it was shown, so nothing was done", hint="Look at it again, and then decide."
+        )
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """A deleted checkpoint, or what one that is there was thinned of."""
+
+    checkpoint: CheckpointMetadata
+    size_bytes: int
+    since: datetime | None
+    """When it was deleted or thinned."""
+    goes_at: datetime | None
+    """When a cleanup removes it for good."""
+    is_part: bool = False
+    """Whether its checkpoint is there."""
+    comes_back: bool = True
+    """Whether all of it is still there."""
+
+
+@dataclass(frozen=True)
+class Trash:
+    """What the trash of an experiment holds, the last deleted first."""
+
+    items: tuple[Deleted, ...]
+    fingerprint: str
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes that emptying it frees."""
+        return sum(item.size_bytes for item in self.items)
+
+
+def trash_of(manager: CheckpointManager) -> Trash:
+    """Return what :meth:`~ckpt_lib.CheckpointManager.empty_trash` removes now."""
+    view = Locations(manager.config, manager.experiment_name).home.index.view()
+    kept = timedelta(seconds=manager.config.trash_seconds)
+    items: list[Deleted] = []
+    facts: list[Sequence[object]] = []
+    for manifest in view.deleted:
+        since = manifest.deleted_at
+        items.append(
+            Deleted(
+                checkpoint=manifest.describe(),
+                size_bytes=manifest.removable_bytes,
+                since=since,
+                goes_at=since and since + kept,
+                comes_back=view.is_complete(manifest),
+            )
+        )
+        facts.append((manifest.checkpoint_id, manifest.uid, str(since)))
+    for manifest in view.manifests:
+        full = full_payload_of(manifest) if manifest.thinned else None
+        for payload in manifest.obsolete:
+            items.append(
+                Deleted(
+                    checkpoint=manifest.describe(),
+                    size_bytes=payload.size_bytes,
+                    since=payload.since,
+                    goes_at=payload.since + kept,
+                    is_part=True,
+                    comes_back=payload == full,
+                )
+            )
+            facts.append((manifest.checkpoint_id, manifest.uid, str(payload.since), payload.size_bytes))
+    items.sort(key=lambda item: str(item.since), reverse=True)
+    return Trash(tuple(items), fingerprint_of(facts))
+
+
+def findings_fingerprint(report: DoctorReport) -> str:
+    """Return the fingerprint of what a doctor would do about its findings."""
+    return fingerprint_of((item.place, item.name, item.kind, item.action) for item in report.findings if item.action)
