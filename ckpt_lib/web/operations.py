@@ -358,11 +358,11 @@ class Thin(Work):
 
 
 class EmptyTrash(Work):
-    """Delete what the trash was shown to hold for good, and nothing else."""
+    """Delete what the trash holds for good: just what was shown, if its fingerprint is given."""
 
     operation: Literal["empty_trash"] = "empty_trash"
     names: NoNames = []
-    fingerprint: str = Field(max_length=200, description="That of the trash that was shown.")
+    fingerprint: str | None = Field(default=None, max_length=200, description="That of the trash that was shown.")
 
     @property
     def scope(self) -> Scope:
@@ -387,11 +387,11 @@ class EmptyTrash(Work):
 
 
 class Doctor(Work):
-    """Fix what a check was shown to find, and nothing else."""
+    """Fix what a check finds and can be fixed: just what was shown, if its fingerprint is given."""
 
     operation: Literal["doctor"] = "doctor"
     names: NoNames = []
-    fingerprint: str = Field(max_length=200, description="That of the findings that were shown.")
+    fingerprint: str | None = Field(default=None, max_length=200, description="That of the findings that were shown.")
 
     @property
     def scope(self) -> Scope:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import ProtectedCheckpointError
 from ckpt_lib.experiment.locations import Locations
+from ckpt_lib.experiment.view import View
 from ckpt_lib.maintenance.findings import DoctorReport
 from ckpt_lib.maintenance.thin import full_payload_of
 from ckpt_lib.manager import CheckpointManager
@@ -21,9 +22,12 @@ def fingerprint_of(facts: Iterable[Sequence[object]]) -> str:
     return hashlib.sha256("\n".join(sorted(json.dumps(list(fact)) for fact in facts)).encode()).hexdigest()
 
 
-def require_shown(shown: str, now: str, what: str) -> None:
-    """Raise :class:`~ckpt_lib.errors.ProtectedCheckpointError` if ``what`` has changed since it was shown."""
-    if shown != now:
+def require_shown(shown: str | None, now: str, what: str) -> None:
+    """Raise :class:`~ckpt_lib.errors.ProtectedCheckpointError` if ``what`` has changed since it was shown.
+
+    ``shown`` is its fingerprint then; ``None`` where nothing was shown.
+    """
+    if shown not in (None, now):
         raise ProtectedCheckpointError(
             f"{what} has changed since it was shown, so nothing was done", hint="Look at it again, and then decide."
         )
@@ -62,36 +66,34 @@ def trash_of(manager: CheckpointManager) -> Trash:
     """Return what :meth:`~ckpt_lib.CheckpointManager.empty_trash` removes now."""
     view = Locations(manager.config, manager.experiment_name).home.index.view()
     kept = timedelta(seconds=manager.config.trash_seconds)
-    items: list[Deleted] = []
-    facts: list[Sequence[object]] = []
+    items = [*_deleted(view, kept), *_dropped(view, kept)]
+    facts = [(item.checkpoint.checkpoint_id, str(item.since), item.size_bytes, item.is_part) for item in items]
+    return Trash(tuple(sorted(items, key=lambda item: str(item.since), reverse=True)), fingerprint_of(facts))
+
+
+def _deleted(view: View, kept: timedelta) -> Iterator[Deleted]:
     for manifest in view.deleted:
-        since = manifest.deleted_at
-        items.append(
-            Deleted(
-                checkpoint=manifest.describe(),
-                size_bytes=manifest.removable_bytes,
-                since=since,
-                goes_at=since and since + kept,
-                comes_back=view.is_complete(manifest),
-            )
+        yield Deleted(
+            checkpoint=manifest.describe(),
+            size_bytes=manifest.removable_bytes,
+            since=manifest.deleted_at,
+            goes_at=manifest.deleted_at and manifest.deleted_at + kept,
+            comes_back=view.is_complete(manifest),
         )
-        facts.append((manifest.checkpoint_id, manifest.uid, str(since)))
+
+
+def _dropped(view: View, kept: timedelta) -> Iterator[Deleted]:
     for manifest in view.manifests:
         full = full_payload_of(manifest) if manifest.thinned else None
         for payload in manifest.obsolete:
-            items.append(
-                Deleted(
-                    checkpoint=manifest.describe(),
-                    size_bytes=payload.size_bytes,
-                    since=payload.since,
-                    goes_at=payload.since + kept,
-                    is_part=True,
-                    comes_back=payload == full,
-                )
+            yield Deleted(
+                checkpoint=manifest.describe(),
+                size_bytes=payload.size_bytes,
+                since=payload.since,
+                goes_at=payload.since + kept,
+                is_part=True,
+                comes_back=payload == full,
             )
-            facts.append((manifest.checkpoint_id, manifest.uid, str(payload.since), payload.size_bytes))
-    items.sort(key=lambda item: str(item.since), reverse=True)
-    return Trash(tuple(items), fingerprint_of(facts))
 
 
 def findings_fingerprint(report: DoctorReport) -> str:
