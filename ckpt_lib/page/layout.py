@@ -46,11 +46,15 @@ element.addEventListener('focusout', event => { if (event.relatedTarget) focused
 watch('value', () => {
     if (!focused || !focused.act || document.activeElement !== document.body) return;
     const same = node => node.dataset.act === focused.act && node.dataset.value === focused.value;
-    const node = [...element.querySelectorAll('[data-act]')].find(same);
+    const node = [...element.querySelectorAll('[data-act]')].find(same)
+        || element.querySelector('[role=alertdialog] [data-act=keep]');
     if (node) node.focus({preventScroll: true});
 });
 """
-"""Sends what is clicked. When a screen is drawn anew, what had the keyboard's focus gets it back."""
+"""Sends what is clicked. When a screen is drawn anew, what had the keyboard's focus gets it back.
+
+Where a question has taken the place of the button that asked for it, that is the button which leaves all as it is.
+"""
 
 
 def screen(elem_id: str) -> gr.HTML:

@@ -24,7 +24,7 @@ from ckpt_lib.page.listing import list_html, monitored_in
 from ckpt_lib.page.markup import NOTHING, button, empty, joined, question
 from ckpt_lib.page.retiring import plan_html, planned_cleanup, trash_html
 from ckpt_lib.page.runs import runs_html
-from ckpt_lib.page.summary import monitor_question, summary_html
+from ckpt_lib.page.summary import summary_html
 from ckpt_lib.page.thinning import offer_html, planned_thinning, thinning_html
 from ckpt_lib.page.view import View
 from ckpt_lib.web.page_gate import SIGN_OUT
@@ -222,17 +222,17 @@ class Renderer:
         buttons.append(button("ask-doctor", "", "Look for leftovers", title=_TITLES["ask-doctor"]))
         buttons.append(button("ask-why", "", "Why was nothing saved?"))
         bar = Markup('<p class="ck-bar">{}</p>').format(joined(buttons, " "))
-        answer = self._answer(request, view, manager)
-        return {self._layout.screens["summary"]: str(bar + answer + summary_html(manager, may_write=may_write))}
+        asked, _, value = view.asked.partition(" ")
+        shown = summary_html(manager, may_write=may_write, asked=value if asked == "monitor" else "")
+        return {self._layout.screens["summary"]: str(bar + self._answer(request, view, manager) + shown)}
 
     def _answer(self, request: gr.Request, view: View, manager: CheckpointManager) -> Markup:
-        """Return the answer to what a person has asked about the experiment, or the question back."""
-        asked, _, value = view.asked.partition(" ")
-        if asked == "why":
+        """Return the answer to what a person has asked about the experiment."""
+        if view.asked == "why":
             return why_html(manager, self._desk.requests.runs_of(view.experiment))
-        if asked == "doctor":
+        if view.asked == "doctor":
             return findings_html(manager.doctor(), may_fix=self._desk.allows(request, "delete"))
-        return monitor_question(manager, value) if asked == "monitor" else NOTHING
+        return NOTHING
 
     def _draw_cleanup(
         self, request: gr.Request, view: View, manager: CheckpointManager, _: ExperimentOverview

@@ -98,6 +98,7 @@ a.ck-link { color: var(--ck-link); text-decoration: underline; overflow-wrap: an
 .ck-head h2 { font-size: 1.1rem; font-weight: 600; margin: .5rem 0 .3rem; }
 .ck-history, .ck-lineage { margin: 0; padding-left: 1.6rem; list-style: decimal; }
 .ck-history { list-style: disc; }
+.ck-history li { overflow-wrap: anywhere; }
 .ck-empty p { margin: .3rem 0; }
 .ck-history time { color: var(--ck-soft); margin-right: .5rem; }
 .ck-notice { display: flex; justify-content: space-between; gap: 1rem; padding: .6rem .9rem;
@@ -116,6 +117,7 @@ a.ck-link { color: var(--ck-link); text-decoration: underline; overflow-wrap: an
 .ck-code code { background: none; padding: 0; white-space: pre; }
 .ck-confirm { border: 2px solid var(--ck-link); border-radius: var(--radius-md); padding: .75rem 1rem;
   margin: .5rem 0; }
+.ck-confirm p { margin: .2rem 0; overflow-wrap: anywhere; }
 .ck-confirm.ck-takes { border-color: var(--ck-bad); }
 .ck-running { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; padding: .3rem 0;
   overflow-wrap: anywhere; }

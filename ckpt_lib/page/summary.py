@@ -13,6 +13,7 @@ from ckpt_lib.errors import ConfigError
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.page.markup import (
     DASH,
+    NOTHING,
     Column,
     badge,
     button,
@@ -30,10 +31,10 @@ from ckpt_lib.page.markup import (
 _MODES: dict[Mode, str] = {"min": "smallest", "max": "largest"}
 
 
-def summary_html(manager: CheckpointManager, *, may_write: bool) -> Markup:
+def summary_html(manager: CheckpointManager, *, may_write: bool, asked: str = "") -> Markup:
     """Show totals, statistics of every metric, and damage with what helps.
 
-    Whoever ``may_write`` chooses there what the best is measured by.
+    Whoever ``may_write`` chooses there what the best is measured by; ``asked`` is the choice to be confirmed.
     """
     found = manager.get_checkpoint_summary()
     damage = _damage(manager, may_write=may_write)
@@ -56,11 +57,12 @@ def summary_html(manager: CheckpointManager, *, may_write: bool) -> Markup:
         }
     )
     chosen = f"{monitor['mode']} {monitor['metric']}"
-    metrics = _statistics(found["statistics"], chosen, may_write=may_write)
+    asking = _monitor_question(manager, asked) if asked else NOTHING
+    metrics = asking + _statistics(found["statistics"], chosen, may_write=may_write)
     return joined([*warnings, totals, section("Damage", damage), section("Metrics", metrics)])
 
 
-def monitor_question(manager: CheckpointManager, asked: str) -> Markup:
+def _monitor_question(manager: CheckpointManager, asked: str) -> Markup:
     """Ask whether the best is to be measured by another metric, and say which checkpoint that is.
 
     Raises :class:`~ckpt_lib.errors.UnknownMetricError`, or as :func:`monitor_of`.
@@ -116,7 +118,7 @@ def _statistics(statistics: Mapping[str, MetricStatistics], chosen: str, *, may_
         )
         for name, found in statistics.items()
     ]
-    return table(columns, rows, caption="Statistics of metrics") if rows else Markup("")
+    return table(columns, rows, caption="Statistics of metrics") if rows else NOTHING
 
 
 def _choices(metric: str, chosen: str) -> Markup:
