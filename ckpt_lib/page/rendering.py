@@ -251,9 +251,8 @@ class Renderer:
         self, request: gr.Request, view: View, manager: CheckpointManager, _: ExperimentOverview
     ) -> Updates:
         may_delete = self._desk.allows(request, "delete")
-        shown = trash_html(
-            trash_of(manager), self._desk.trash_time, may_delete=may_delete, is_asked=view.asked == "empty"
-        )
+        is_asked, time = view.asked == "empty", self._trash_time(manager)
+        shown = trash_html(trash_of(manager), time, may_delete=may_delete, is_asked=is_asked)
         return {self._layout.screens["trash"]: str(shown)}
 
 

@@ -106,9 +106,15 @@ def _decisions(plan: RetentionPlan, caption: str) -> Markup:
 
 
 def trash_html(trash: Trash, trash_time: str, *, may_delete: bool, is_asked: bool) -> Markup:
-    """Show what can be brought back, how long, and what deletes all of it for good."""
+    """Show what can be brought back, how long, and what deletes all of it for good.
+
+    ``trash_time`` is how long what is deleted can be brought back; empty where it cannot.
+    """
     if not trash.items:
-        return empty("The trash is empty.", f"What is deleted can be brought back for {trash_time}.")
+        told = (
+            f"What is deleted can be brought back for {trash_time}." if trash_time else "What is deleted goes at once."
+        )
+        return empty("The trash is empty.", told)
     columns = (
         Column("Checkpoint", is_head=True),
         Column("Epoch", numeric=True),

@@ -114,7 +114,7 @@ def _statistics(statistics: Mapping[str, MetricStatistics], chosen: str, *, may_
             f"{found['count']:,}",
             *(number(found.get(title)) for title in titles),  # type: ignore[arg-type]
             f"{found['not_comparable']:,}",
-            *([_choices(name, chosen)] if may_write else []),
+            *([_choices(name, chosen) if found["count"] else DASH] if may_write else []),
         )
         for name, found in statistics.items()
     ]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from markupsafe import Markup
 
 from ckpt_lib.advice.savings import Savings
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.wording import count_of, listed, size_text
-from ckpt_lib.experiment.locations import Locations
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.page.markup import NOTHING, button, question, warning
 from ckpt_lib.page.view import View
+from ckpt_lib.web.managers import home_of
 from ckpt_lib.web.seen import fingerprint_of
 
 _MOST_AT_ONCE = 1_000
@@ -47,41 +48,43 @@ class Thinning:
 
 def planned_thinning(manager: CheckpointManager, view: View) -> Thinning:
     """Return what would be thinned of the checkpoints that the list shows, on all of its pages. Nothing is changed."""
-    everything = manager.list_checkpoints()
     selected = manager.list_checkpoints(where=view.conditions(), tags=view.tags, search=view.search.strip())
-    home = Locations(manager.config, manager.experiment_name).home
-    manifests = {item.checkpoint_id: item for item in home.index.view().usable}
+    home = home_of(manager)
     savings, left_out = Savings(home), Counter[str]()
     thinned: list[CheckpointMetadata] = []
     freed_bytes = 0
     for item in selected:
-        manifest = manifests.get(item.checkpoint_id)
-        dropped_bytes = savings.bytes_of(manifest) if manifest else 0
-        if reason := _reason_to_stay(item, dropped_bytes, is_full=len(thinned) == _MOST_AT_ONCE):
+        if reason := _reason_to_stay(item, is_full=len(thinned) == _MOST_AT_ONCE):
             left_out[reason] += 1
-        else:
+        elif dropped_bytes := savings.bytes_of(home.get(item.checkpoint_id)):
             thinned.append(item)
             freed_bytes += dropped_bytes
-    ids = {item.checkpoint_id for item in thinned}
-    resumed_from = (_resumed_from(everything, ()), _resumed_from(everything, ids))
+        else:
+            left_out["with nothing to drop"] += 1
+    resumed_from = (_resumed_from(manager, ()), _resumed_from(manager, {item.checkpoint_id for item in thinned}))
     return Thinning(tuple(thinned), freed_bytes, left_out, resumed_from)
 
 
-def _reason_to_stay(item: CheckpointMetadata, dropped_bytes: int, *, is_full: bool) -> str:
+def _reason_to_stay(item: CheckpointMetadata, *, is_full: bool) -> str:
     if item.is_thinned:
         return "thinned already"
     if item.pinned:
         return "pinned"
     if not item.is_complete:
         return "incomplete"
-    if not dropped_bytes:
-        return "with nothing to drop"
     return f"more than the {_MOST_AT_ONCE:,} of one job" if is_full else ""
 
 
-def _resumed_from(checkpoints: Sequence[CheckpointMetadata], thinned: Collection[str]) -> str | None:
-    whole = (item.checkpoint_id for item in reversed(checkpoints) if item.healthy and not item.is_thinned)
-    return next((name for name in whole if name not in thinned), None)
+def _resumed_from(manager: CheckpointManager, thinned: Collection[str]) -> str | None:
+    """Return the newest checkpoint that a run would go on from, once those ``thinned`` are."""
+    newest_first = partial(manager.list_checkpoints, where=["healthy=true"], descending=True, limit=_MOST_AT_ONCE)
+    found = newest_first()
+    while found:
+        for item in found:
+            if not item.is_thinned and item.checkpoint_id not in thinned:
+                return item.checkpoint_id
+        found = newest_first(after=found[-1].checkpoint_id)
+    return None
 
 
 def offer_html() -> Markup:

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import ProtectedCheckpointError
-from ckpt_lib.experiment.locations import Locations
-from ckpt_lib.experiment.view import View
 from ckpt_lib.maintenance.findings import DoctorReport
 from ckpt_lib.maintenance.thin import full_payload_of
 from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.web.managers import home_of
 
 
 def fingerprint_of(facts: Iterable[Sequence[object]]) -> str:
@@ -46,7 +46,7 @@ class Deleted:
     is_part: bool = False
     """Whether its checkpoint is there."""
     comes_back: bool = True
-    """Whether all of it is still there."""
+    """False for what an undone thinning has left."""
 
 
 @dataclass(frozen=True)
@@ -63,37 +63,31 @@ class Trash:
 
 
 def trash_of(manager: CheckpointManager) -> Trash:
-    """Return what :meth:`~ckpt_lib.CheckpointManager.empty_trash` removes now."""
-    view = Locations(manager.config, manager.experiment_name).home.index.view()
-    kept = timedelta(seconds=manager.config.trash_seconds)
-    items = [*_deleted(view, kept), *_dropped(view, kept)]
+    """Return what :meth:`~ckpt_lib.CheckpointManager.empty_trash` removes now, as far as it can be brought back."""
+    home, kept = home_of(manager), timedelta(seconds=manager.config.trash_seconds)
+    ids = [*(item.checkpoint_id for item in manager.list_deleted()), *manager.dropped_bytes()]
+    found = (home.read(checkpoint_id).record for checkpoint_id in dict.fromkeys(ids))
+    items = [item for record in found if isinstance(record, Manifest) for item in _lost(record, kept)]
     facts = [(item.checkpoint.checkpoint_id, str(item.since), item.size_bytes, item.is_part) for item in items]
     return Trash(tuple(sorted(items, key=lambda item: str(item.since), reverse=True)), fingerprint_of(facts))
 
 
-def _deleted(view: View, kept: timedelta) -> Iterator[Deleted]:
-    for manifest in view.deleted:
+def _lost(manifest: Manifest, kept: timedelta) -> Iterator[Deleted]:
+    """Yield the checkpoint if it was deleted, or else what it was thinned of."""
+    if manifest.state == "deleted":
+        since = manifest.deleted_at
+        yield Deleted(manifest.describe(), manifest.removable_bytes, since, since and since + kept)
+        return
+    full = full_payload_of(manifest) if manifest.thinned else None
+    for payload in manifest.obsolete:
         yield Deleted(
             checkpoint=manifest.describe(),
-            size_bytes=manifest.removable_bytes,
-            since=manifest.deleted_at,
-            goes_at=manifest.deleted_at and manifest.deleted_at + kept,
-            comes_back=view.is_complete(manifest),
+            size_bytes=payload.size_bytes,
+            since=payload.since,
+            goes_at=payload.since + kept,
+            is_part=True,
+            comes_back=payload == full,
         )
-
-
-def _dropped(view: View, kept: timedelta) -> Iterator[Deleted]:
-    for manifest in view.manifests:
-        full = full_payload_of(manifest) if manifest.thinned else None
-        for payload in manifest.obsolete:
-            yield Deleted(
-                checkpoint=manifest.describe(),
-                size_bytes=payload.size_bytes,
-                since=payload.since,
-                goes_at=payload.since + kept,
-                is_part=True,
-                comes_back=payload == full,
-            )
 
 
 def findings_fingerprint(report: DoctorReport) -> str:
