@@ -192,7 +192,7 @@ class Renderer:
         self, _: gr.Request, view: View, manager: CheckpointManager, overview: ExperimentOverview
     ) -> Updates:
         layout, screen = self._layout, self._layout.screens["plots"]
-        checkpoints = plots.checkpoints_to_draw(manager)
+        checkpoints = self._desk.checkpoints(manager)
         if not checkpoints:
             hidden = {item: gr.update(visible=False) for item in (layout.metric_plot, layout.size_plot)}
             return {screen: str(empty("There is nothing to draw: this experiment has no checkpoints.")), **hidden}
@@ -213,7 +213,7 @@ class Renderer:
         return {self._layout.screens["compare"]: str(shown), self._layout.compared: ", ".join(view.selected)}
 
     def _draw_summary(
-        self, request: gr.Request, view: View, manager: CheckpointManager, __: ExperimentOverview
+        self, request: gr.Request, view: View, manager: CheckpointManager, overview: ExperimentOverview
     ) -> Updates:
         may_write = self._desk.allows(request, "write")
         buttons = [button("validate", "", "Validate all")]
@@ -223,7 +223,8 @@ class Renderer:
         buttons.append(button("ask-why", "", "Why was nothing saved?"))
         bar = Markup('<p class="ck-bar">{}</p>').format(joined(buttons, " "))
         asked, _, value = view.asked.partition(" ")
-        shown = summary_html(manager, may_write=may_write, asked=value if asked == "monitor" else "")
+        choice = value if asked == "monitor" else ""
+        shown = summary_html(self._desk, manager, overview, may_write=may_write, asked=choice)
         return {self._layout.screens["summary"]: str(bar + self._answer(request, view, manager) + shown)}
 
     def _answer(self, request: gr.Request, view: View, manager: CheckpointManager) -> Markup:

@@ -10,7 +10,9 @@ from ckpt_lib.analysis.results import MetricStatistics
 from ckpt_lib.core.monitor import Mode
 from ckpt_lib.core.wording import listed, size_text, visible
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.index.overview import ExperimentOverview
 from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.page.desk import Desk
 from ckpt_lib.page.markup import (
     DASH,
     NOTHING,
@@ -31,13 +33,15 @@ from ckpt_lib.page.markup import (
 _MODES: dict[Mode, str] = {"min": "smallest", "max": "largest"}
 
 
-def summary_html(manager: CheckpointManager, *, may_write: bool, asked: str = "") -> Markup:
+def summary_html(
+    desk: Desk, manager: CheckpointManager, overview: ExperimentOverview, *, may_write: bool, asked: str = ""
+) -> Markup:
     """Show totals, statistics of every metric, and damage with what helps.
 
     Whoever ``may_write`` chooses there what the best is measured by; ``asked`` is the choice to be confirmed.
     """
-    found = manager.get_checkpoint_summary()
-    damage = _damage(manager, may_write=may_write)
+    found = desk.summary(manager)
+    damage = _damage(desk, manager, overview, may_write=may_write)
     if not found["total_checkpoints"]:
         return joined([empty("This experiment has no checkpoints."), damage])
     monitor = found["monitor"]
@@ -132,11 +136,13 @@ def _choices(metric: str, chosen: str) -> Markup:
     )
 
 
-def _damage(manager: CheckpointManager, *, may_write: bool) -> Markup:
+def _damage(desk: Desk, manager: CheckpointManager, overview: ExperimentOverview, *, may_write: bool) -> Markup:
     """Show what is damaged as far as it is known: nothing is read for that."""
-    incomplete = [item.checkpoint_id for item in manager.list_checkpoints() if not item.is_complete]
-    hidden = [(report.checkpoint_id, report.message) for report in manager.list_unreadable()]
-    hidden += [(item.checkpoint_id, f"In quarantine: {item.report.message}") for item in manager.list_quarantined()]
+    incomplete = [item.checkpoint_id for item in desk.checkpoints(manager) if not item.is_complete]
+    unreadable = manager.list_unreadable() if overview.unreadable_checkpoints else []
+    quarantined = manager.list_quarantined() if overview.quarantined_checkpoints else []
+    hidden = [(report.checkpoint_id, report.message) for report in unreadable]
+    hidden += [(item.checkpoint_id, f"In quarantine: {item.report.message}") for item in quarantined]
     rows = [
         *((name, _link(name), "incomplete", "A file is missing or has another size.") for name in incomplete),
         *((name, Markup.escape(name), "damaged", text) for name, text in hidden),
