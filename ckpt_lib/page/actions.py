@@ -74,6 +74,7 @@ class Actions:
             "axis": lambda view, value: view.with_(axis=value if value in ("step", "timestamp") else "epoch"),
             "ask-delete": lambda view, _: view.with_(asked="delete"),
             "ask-cleanup": lambda view, _: view.with_(asked="cleanup"),
+            "ask-tags": lambda view, _: view.with_(asked="tags"),
             "ask-thin": lambda view, _: view.with_(asked="thin"),
             "ask-empty": lambda view, _: view.with_(asked="empty"),
             "ask-why": lambda view, _: view.with_(asked="why"),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from markupsafe import Markup
 
 from ckpt_lib.core.metadata import CheckpointMetadata
-from ckpt_lib.core.wording import count_of, size_text
+from ckpt_lib.core.wording import count_of, size_text, visible
 from ckpt_lib.index.overview import ExperimentOverview
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.page.markup import (
@@ -22,20 +22,29 @@ from ckpt_lib.page.markup import (
     pager,
     table,
     tags,
+    toggle,
     warning,
 )
 from ckpt_lib.page.view import MOST_COMPARED, PAGE_SIZE, View
 
 _MOST_METRICS = 3
-_MOST_TAGS = 20
+_MOST_TAGS = 200
 
 
-def list_html(manager: CheckpointManager, view: View, overview: ExperimentOverview, offers: Markup = NOTHING) -> Markup:
+def list_html(
+    manager: CheckpointManager,
+    view: View,
+    overview: ExperimentOverview,
+    *,
+    known_tags: Sequence[str] = (),
+    offers: Markup = NOTHING,
+) -> Markup:
     """Show a page of the list below what it ``offers`` to do, or why it is empty.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` for a condition.
 
-    Only what is on the page is read: numbers about the whole come from the ``overview`` of the experiment.
+    Only what is on the page is read: numbers about the whole come from the ``overview`` of the experiment, and where
+    a person is to choose among them, ``known_tags`` are all tags there are.
     """
     found = manager.list_checkpoints(
         where=view.conditions(),
@@ -48,7 +57,7 @@ def list_html(manager: CheckpointManager, view: View, overview: ExperimentOvervi
     )
     shown = found[:PAGE_SIZE]
     total = overview.total_checkpoints
-    parts = [_warnings(manager, overview), _tag_bar(view), _selection_bar(view)]
+    parts = [_warnings(manager, overview), _tag_bar(view, known_tags), _selection_bar(view)]
     if not shown:
         return joined([*parts, _nothing(view, total)])
     first = len(view.cursors) * PAGE_SIZE + 1
@@ -77,7 +86,7 @@ def _table(monitored: str, view: View, shown: Sequence[CheckpointMetadata]) -> M
     rows = [
         (
             _check_box(item.checkpoint_id, is_checked=item.checkpoint_id in view.selected),
-            name_cell("open", item.checkpoint_id, item),
+            name_cell("open", item.checkpoint_id, item, tag_names=_tag_buttons(item.tags)),
             f"{item.epoch:,}",
             f"{item.step:,}",
             *(number(item.metrics.get(name)) for name in metrics),
@@ -97,12 +106,13 @@ def metric_columns(wanted: Iterable[str], shown: Sequence[CheckpointMetadata]) -
     return [*first, *(name for name in known if name not in first)][:_MOST_METRICS]
 
 
-def name_cell(act: str, value: str, item: CheckpointMetadata) -> Markup:
-    """Return the id of a checkpoint as a button, and below it what sets it apart."""
+def name_cell(act: str, value: str, item: CheckpointMetadata, *, tag_names: Markup | None = None) -> Markup:
+    """Return the id of a checkpoint as a button, and below it what sets it apart, with its tags as text or as given."""
     described = (
         Markup('<span class="ck-soft">{}</span>').format(item.description[:200]) if item.description else NOTHING
     )
-    extra = joined([part for part in (marks(item), tags(item.tags), described) if part], " ")
+    named = tags(item.tags) if tag_names is None else tag_names
+    extra = joined([part for part in (marks(item), named, described) if part], " ")
     below = Markup('<div class="ck-below">{}</div>').format(extra) if extra else NOTHING
     return button(act, value, item.checkpoint_id, kind="ck-link ck-id") + below
 
@@ -124,14 +134,27 @@ def _warnings(manager: CheckpointManager, overview: ExperimentOverview) -> Marku
     return joined([warning(text) for text in texts])
 
 
-def _tag_bar(view: View) -> Markup:
-    if not view.tags:
-        return NOTHING
-    chips = [
-        button("tag", name, Markup("{} &times;").format(name), kind="ck-chip", spoken=f"Remove {name}")
-        for name in view.tags
-    ]
-    return Markup('<p class="ck-bar">Tags: {}</p>').format(joined(chips, " "))
+def _tag_buttons(names: Sequence[str]) -> Markup:
+    title = "Show only those with this tag"
+    return joined([button("tag", name, visible(name), kind="ck-tag", title=title) for name in names], " ")
+
+
+def _tag_bar(view: View, known: Sequence[str]) -> Markup:
+    """Return the tags that the list is restricted to, or all there are, to choose from."""
+    if view.asked == "tags":
+        names = list(dict.fromkeys((*view.tags, *known)))
+        chips = [toggle("tag", name, name, is_on=name in view.tags) for name in names[:_MOST_TAGS]]
+        more = f"and {len(names) - _MOST_TAGS:,} more" if len(names) > _MOST_TAGS else ""
+        content = joined([*chips, more, button("keep", "", "Close")], " ")
+        if not names:
+            content = Markup("No checkpoint has a tag. {}").format(content)
+    else:
+        chosen = [
+            button("tag", name, Markup("{} &times;").format(visible(name)), kind="ck-chip", spoken=f"Remove {name}")
+            for name in view.tags
+        ]
+        content = joined([*chosen, button("ask-tags", "", "Tags…")], " ")
+    return Markup('<div class="ck-bar" role="group" aria-label="Filter by tag">{}</div>').format(content)
 
 
 def _selection_bar(view: View) -> Markup:

@@ -119,7 +119,8 @@ class Renderer:
         if not view.opened:
             forms = (layout.edit, layout.measure, layout.export)
             hidden = {item: gr.update(visible=False) for item in forms}
-            shown = list_html(manager, view, overview, self._offers(request, view, manager))
+            offers, known_tags = self._offers(request, view, manager), self._tags(view, manager)
+            shown = list_html(manager, view, overview, known_tags=known_tags, offers=offers)
             return {screen: str(shown), layout.filters: gr.update(visible=True), **hidden}
         checkpoint = manager.get_checkpoint(view.opened)
         actions = self._actions(request, view, manager)
@@ -150,6 +151,12 @@ class Renderer:
         if view.asked != "thin":
             return offer_html()
         return thinning_html(planned_thinning(manager, view), self._trash_time(manager))
+
+    def _tags(self, view: View, manager: CheckpointManager) -> list[str]:
+        """Return all tags of the experiment, if a person is to choose among them."""
+        if view.asked != "tags":
+            return []
+        return sorted({tag for item in self._desk.checkpoints(manager) for tag in item.tags})
 
     def _trash_time(self, manager: CheckpointManager) -> str:
         """Return how long what goes can be brought back; empty where it cannot."""

@@ -72,6 +72,7 @@ a.ck-link { color: var(--ck-link); text-decoration: underline; overflow-wrap: an
 .ck-badge, .ck-tag { display: inline-block; padding: .02rem .5rem; border-radius: 1rem; font-size: .8rem;
   white-space: nowrap;
   border: 1px solid var(--ck-line); }
+.ck-button.ck-tag { border-radius: .3rem; padding: .02rem .5rem; font-size: .8rem; text-align: left; }
 .ck-tag { border-radius: .3rem; background: var(--ck-fill); white-space: normal; overflow-wrap: anywhere; }
 .ck-badge.ck-best { background: #fff3cf; border-color: #d69a00; color: #5b4200; }
 .ck-badge.ck-latest { background: #d9f4f6; border-color: #128a94; color: #064b51; }

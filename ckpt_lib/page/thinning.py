@@ -89,7 +89,7 @@ def _resumed_from(manager: CheckpointManager, thinned: Collection[str]) -> str |
 
 def offer_html() -> Markup:
     """Return the button that asks about the checkpoints of a list."""
-    label = "Keep only the weights of all that match…"
+    label = "Keep only their weights…"
     return Markup('<p class="ck-bar">{}</p>').format(
         button("ask-thin", "", label, title="Drop what only resuming needs, such as the state of the optimizer")
     )

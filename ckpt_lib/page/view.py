@@ -91,9 +91,10 @@ class View:
         return self.with_(selected=(*self.selected, checkpoint_id)[-MOST_COMPARED:])
 
     def with_tag(self, tag: str) -> Self:
-        """Return the view restricted to a tag, or not any more."""
+        """Return the view restricted to a tag, or not any more; where tags are chosen, more of them can be."""
         tags = tuple(name for name in self.tags if name != tag)
-        return self.with_(tags=tags if tag in self.tags else (*tags, tag))
+        asked = "tags" if self.asked == "tags" else ""
+        return self.with_(tags=tags if tag in self.tags else (*tags, tag), asked=asked)
 
     def with_metric(self, name: str, drawn: Collection[str]) -> Self:
         """Return the view with a metric drawn as well, or not any more."""

@@ -114,7 +114,7 @@ def test_questions_and_answers(browser: Browser, address: str, scheme: str) -> N
         found["trash"] = serious(page)
         go(page, "Checkpoints")
         field(page, "Conditions").fill("epoch<8")
-        page.get_by_role("button", name="Keep only the weights of all that match…").press("Enter")
+        page.get_by_role("button", name="Keep only their weights…").press("Enter")
         expect(page.get_by_role("alertdialog")).to_be_visible()
         expect(page.get_by_role("button", name="Keep everything")).to_be_focused()
         found["thin"] = serious(page)

@@ -147,7 +147,7 @@ def test_what_is_thinned_comes_back(page: Page, damaged: str, manager: Checkpoin
     checkpoint_id = manager.get_checkpoint("epoch_2").checkpoint_id
     whole = manager.get_checkpoint(checkpoint_id).file_size
     shown(page, damaged, "digits")
-    offer = page.get_by_role("button", name="Keep only the weights of all that match…")
+    offer = page.get_by_role("button", name="Keep only their weights…")
     expect(page.locator(".ck-list")).to_be_visible()
     expect(offer).to_be_hidden()  # of all there are, nobody asks
     field(page, "Conditions").fill("epoch=2")
@@ -182,7 +182,7 @@ def test_a_question_about_what_has_changed(page: Page, damaged: str, manager: Ch
     expect(page.get_by_role("row").filter(has_text="Empty the trash")).to_contain_text("has changed since it was shown")
     go(page, "Checkpoints")
     field(page, "Conditions").fill("epoch<5")
-    page.get_by_role("button", name="Keep only the weights of all that match…").click()
+    page.get_by_role("button", name="Keep only their weights…").click()
     expect(question).to_contain_text("2 checkpoints")
     manager.undelete_checkpoint(first)
     question.get_by_role("button", name="Thin 2 checkpoints").click()

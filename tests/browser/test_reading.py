@@ -70,6 +70,27 @@ def test_search_and_conditions(page: Page, few: str) -> None:
     expect(page.get_by_role("alert")).to_contain_text("val_loss<0.3")
 
 
+def test_tags(page: Page, few: str) -> None:
+    """A click on a tag shows those that have it; all tags can be chosen from, several at a time, and let go again."""
+    shown(page, few, "digits")
+    rows = page.locator(".ck-list tbody tr")
+    page.locator(".ck-list").get_by_role("button", name="even", exact=True).first.click()
+    expect(rows).to_have_count(6)
+    page.get_by_role("button", name="Tags…").click()
+    bar = page.get_by_role("group", name="Filter by tag")
+    expect(bar.get_by_role("button", name="even", exact=True)).to_have_attribute("aria-pressed", "true")
+    bar.get_by_role("button", name=EVIL, exact=True).click()
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("epoch_0004")
+    bar.get_by_role("button", name="Close").click()
+    for name in ("even", EVIL):
+        page.get_by_role("button", name=f"Remove {name}", exact=True).click()
+    expect(rows).to_have_count(12)
+    shown(page, few, "many")
+    page.get_by_role("button", name="Tags…").click()
+    expect(bar).to_contain_text("No checkpoint has a tag.")
+
+
 def test_comparison(page: Page, few: str) -> None:
     """Selected checkpoints are set side by side, and so are named ones; one too few is refused with the number."""
     shown(page, few, "digits")

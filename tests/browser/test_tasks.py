@@ -339,7 +339,7 @@ def thin_early(hand: Hand) -> None:
     weights = hand.manager.load_checkpoint("epoch_1")["model_state_dict"]
     hand.experiment()
     hand.fill("Conditions", "epoch<7")
-    hand.click("Keep only the weights of all that match…")
+    hand.click("Keep only their weights…")
     question = hand.page.get_by_role("alertdialog")
     for epoch in (1, 2, 3, 4, 6):
         expect(question).to_contain_text(hand.manager.get_checkpoint(f"epoch_{epoch}").checkpoint_id)
