@@ -53,36 +53,7 @@ class Actions:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._moves: dict[str, Callable[[View, str], View]] = {
-            "experiment": lambda view, value: view.of_experiment(value).with_(tab=_tab_of_list(view), opened=""),
-            "open": lambda view, value: view.with_(tab="checkpoints", opened=value, asked=""),
-            "back": lambda view, _: view.with_(opened="", asked=""),
-            "sort": lambda view, value: view.sorted_by(value),
-            "tag": lambda view, value: view.with_tag(value),
-            "select": lambda view, value: view.toggled(value),
-            "clear": lambda view, _: view.with_(selected=()),
-            "compare": lambda view, _: view.with_(tab="compare"),
-            "unfilter": lambda view, _: view.with_(search="", where="", tags=()),
-            "found": _with_found,
-            "unfind": lambda view, _: view.with_(everywhere=Search()),
-            "find-sort": lambda view, value: view.with_(everywhere=view.everywhere.sorted_by(value)),
-            "find-next": lambda view, value: _turned(view, (*view.everywhere.cursors, value)),
-            "find-previous": lambda view, _: _turned(view, view.everywhere.cursors[:-1]),
-            "next": lambda view, value: view.with_(cursors=(*view.cursors, value)),
-            "previous": lambda view, _: view.with_(cursors=view.cursors[:-1]),
-            "metric": self._with_metric,
-            "axis": lambda view, value: view.with_(axis=value if value in ("step", "timestamp") else "epoch"),
-            "ask-delete": lambda view, _: view.with_(asked="delete"),
-            "ask-cleanup": lambda view, _: view.with_(asked="cleanup"),
-            "ask-tags": lambda view, _: view.with_(asked="tags"),
-            "ask-thin": lambda view, _: view.with_(asked="thin"),
-            "ask-empty": lambda view, _: view.with_(asked="empty"),
-            "ask-why": lambda view, _: view.with_(asked="why"),
-            "ask-doctor": lambda view, _: view.with_(asked="doctor"),
-            "ask-monitor": lambda view, value: view.with_(asked=f"monitor {value}"),
-            "keep": lambda view, _: view.with_(asked=""),
-            "dismiss": lambda view, _: view,
-        }
+        self._moves = {**_MOVES, "metric": self._with_metric}
         self._confirmed: dict[str, tuple[str, Callable[[View, str], AnyWork]]] = {
             "cleanup": ("Cleanup", lambda view, value: Cleanup(max_checkpoints=view.planned, fingerprint=value)),
             "thin": ("Thinning", self._thinning),
@@ -232,3 +203,34 @@ def _turned(view: View, cursors: tuple[str, ...]) -> View:
 def _tab_of_list(view: View) -> Any:
     """Return the screen to show of another experiment: the same one, or its list."""
     return "checkpoints" if view.tab in ("", "experiments", "jobs", "runs", "setup") else view.tab
+
+
+def _asking(what: str, view: View, value: str) -> View:
+    """Return the view in which a person is asked about something, or has asked for it."""
+    return view.with_(asked=f"{what} {value}" if what == "monitor" else what)
+
+
+_QUESTIONS = ("delete", "cleanup", "thin", "empty", "monitor", "tags", "why", "doctor")
+_MOVES: dict[str, Callable[[View, str], View]] = {
+    "experiment": lambda view, value: view.of_experiment(value).with_(tab=_tab_of_list(view), opened=""),
+    "open": lambda view, value: view.with_(tab="checkpoints", opened=value, asked=""),
+    "back": lambda view, _: view.with_(opened="", asked=""),
+    "sort": lambda view, value: view.sorted_by(value),
+    "tag": lambda view, value: view.with_tag(value),
+    "select": lambda view, value: view.toggled(value),
+    "clear": lambda view, _: view.with_(selected=()),
+    "compare": lambda view, _: view.with_(tab="compare"),
+    "unfilter": lambda view, _: view.with_(search="", where="", tags=()),
+    "found": _with_found,
+    "unfind": lambda view, _: view.with_(everywhere=Search()),
+    "find-sort": lambda view, value: view.with_(everywhere=view.everywhere.sorted_by(value)),
+    "find-next": lambda view, value: _turned(view, (*view.everywhere.cursors, value)),
+    "find-previous": lambda view, _: _turned(view, view.everywhere.cursors[:-1]),
+    "next": lambda view, value: view.with_(cursors=(*view.cursors, value)),
+    "previous": lambda view, _: view.with_(cursors=view.cursors[:-1]),
+    "axis": lambda view, value: view.with_(axis=value if value in ("step", "timestamp") else "epoch"),
+    **{f"ask-{what}": partial(_asking, what) for what in _QUESTIONS},
+    "keep": lambda view, _: view.with_(asked=""),
+    "dismiss": lambda view, _: view,
+}
+"""What changes only what a browser looks at."""

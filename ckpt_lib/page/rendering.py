@@ -122,23 +122,15 @@ class Renderer:
             offers, known_tags = self._offers(request, view, manager), self._tags(view, manager)
             shown = list_html(manager, view, overview, known_tags=known_tags, offers=offers)
             return {screen: str(shown), layout.filters: gr.update(visible=True), **hidden}
-        checkpoint = manager.get_checkpoint(view.opened)
-        actions = self._actions(request, view, manager)
-        monitored = monitored_in(manager, overview)
+        checkpoint, may_write = manager.get_checkpoint(view.opened), self._desk.allows(request, "write")
+        actions, monitored = self._actions(request, view, manager), monitored_in(manager, overview)
+        jobs = self._desk.jobs.all()
+        detail = detail_html(manager, view.opened, jobs, monitored=monitored, may_write=may_write)
         return {
-            screen: str(
-                actions
-                + detail_html(
-                    manager,
-                    view.opened,
-                    self._desk.jobs.all(),
-                    monitored=monitored,
-                    may_write=self._desk.allows(request, "write"),
-                )
-            ),
+            screen: str(actions + detail),
             layout.filters: gr.update(visible=False),
-            layout.edit: gr.update(visible=self._desk.allows(request, "write")),
-            layout.measure: gr.update(visible=self._desk.allows(request, "write")),
+            layout.edit: gr.update(visible=may_write),
+            layout.measure: gr.update(visible=may_write),
             layout.export: gr.update(visible=True),
             layout.edit_tags: ", ".join(checkpoint.tags),
             layout.edit_description: checkpoint.description,
