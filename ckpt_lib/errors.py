@@ -25,6 +25,12 @@
     ├── LaunchError (RuntimeError)                a launched command could not start, or did not get done
     ├── AlreadyRunningError (RuntimeError)        another launch of the experiment has not ended
     ├── RunUnavailableError (ConnectionError)     a live run that has ended, or does not answer in time
+    ├── JobNotFoundError (LookupError)            no job of a server has that id
+    ├── UploadNotFoundError (FileNotFoundError)   no upload of a server has that id
+    ├── UploadConflictError (ValueError)          an upload is not as far, as whole or as named as it must be
+    ├── ExportNotFoundError (FileNotFoundError)   no export of a server has that id, or no such file
+    ├── LimitError (RuntimeError)                 as many are there as are allowed at a time
+    ├── IdempotencyKeyError (ValueError)          a key that another request was sent with before
     ├── IntegrityError (ValueError)
     │   ├── CorruptCheckpointError                the payload differs from its digests, or is missing
     │   ├── CorruptManifestError                  the manifest differs from its own digest
@@ -198,6 +204,34 @@ class AlreadyRunningError(CheckpointError, RuntimeError):
 
 class RunUnavailableError(CheckpointError, ConnectionError):
     """A live run has ended, or did not answer in time; what it was asked for was not done."""
+
+
+class JobNotFoundError(CheckpointError, LookupError):
+    """No job of the server has that id: there was none, or it was forgotten."""
+
+
+class UploadNotFoundError(CheckpointError, FileNotFoundError):
+    """No upload of the server has that id: it was imported or deleted, or has expired."""
+
+
+class UploadConflictError(CheckpointError, ValueError):
+    """An upload goes on at another byte, lacks bytes, differs from its digest, or has a name twice; nothing changed."""
+
+
+class ExportNotFoundError(CheckpointError, FileNotFoundError):
+    """No export of the server has that id, or none of its files that name."""
+
+
+class LimitError(CheckpointError, RuntimeError):
+    """As many are there as are allowed at a time; nothing was begun. ``retry_seconds`` says when to try again."""
+
+    def __init__(self, message: str, *, retry_seconds: int = 5, **details: Any) -> None:
+        self.retry_seconds = retry_seconds
+        super().__init__(message, **details)
+
+
+class IdempotencyKeyError(CheckpointError, ValueError):
+    """The key of a request belongs to another request; nothing was started."""
 
 
 class IntegrityError(CheckpointError, ValueError):

@@ -52,7 +52,7 @@ def _row(checkpoint_id: str, result: Any, problem: Problem | None) -> dict[str, 
     outcome = Outcome(checkpoint_id=checkpoint_id, result=result, problem=problem)
     return {
         "checkpoint": checkpoint_id,
-        "problem": problem.title if problem else "",
+        "problem": problem.detail if problem else "",
         "outcome": outcome.model_dump_json(exclude={"checkpoint_id"}),
     }
 

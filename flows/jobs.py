@@ -41,7 +41,7 @@ def checkpoint_job(
     Args:
         config: The store and its options.
         experiment_name: An existing experiment; it may consist of backups alone.
-        work: The operation, and names of checkpoints; without names, it is done on all of them.
+        work: The operation and, where it is on checkpoints, their names, or "all" for all of them.
         checkpoint_ids: What the names stood for when the job was started. By default, they are resolved now.
     """
     require_absolute(config)
@@ -54,7 +54,7 @@ def checkpoint_job(
     report_outcomes(artifact_key("job", config, experiment_name), title, outcomes)
     problem = ending_of(outcomes).problem
     if problem is not None:
-        return Failed(message=problem.title)  # type: ignore[return-value]
+        return Failed(message=problem.detail)  # type: ignore[return-value]
     return completed(outcomes, f"{work.operation}: {count_of(len(outcomes), 'checkpoint')}")
 
 

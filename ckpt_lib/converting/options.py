@@ -9,14 +9,10 @@ from typing import Literal, get_args
 import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
+from ckpt_lib.converting.names import TargetFormat
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.formats.safetensors.writing import SHARD_BYTES
-
-TargetFormat = Literal["torch", "safetensors", "hf-folder", "lightning", "hf-trainer", "accelerate"]
-"""``torch`` a file of ``torch.save``; ``safetensors`` one file, or several with an index; ``hf-folder`` what
-``from_pretrained`` reads; ``lightning`` a ``.ckpt`` of Lightning; ``hf-trainer`` a folder that the ``Trainer`` of
-Transformers resumes from; ``accelerate`` one for ``Accelerator.load_state``."""
 
 _FORMATS: tuple[TargetFormat, ...] = get_args(TargetFormat)
 _SUFFIXES: dict[str, TargetFormat] = {
@@ -26,7 +22,7 @@ _SUFFIXES: dict[str, TargetFormat] = {
     ".safetensors": "safetensors",
     ".ckpt": "lightning",
 }
-_DTYPES = {
+_DTYPES: dict[str, torch.dtype] = {
     "bf16": torch.bfloat16,
     "bfloat16": torch.bfloat16,
     "fp16": torch.float16,

@@ -6,7 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -28,15 +28,14 @@ from sqlalchemy import (
 
 from ckpt_lib.core.metadata import Metric
 from ckpt_lib.index.conditions import OPERATORS, Condition, Operator
-from ckpt_lib.index.selection import SORTABLE, Selection, not_there
+from ckpt_lib.index.places import SORTABLE, Place, microseconds_of
+from ckpt_lib.index.selection import Selection, not_there
 from ckpt_lib.index.tables import folders, records
 from ckpt_lib.policies.ranking import is_rankable
 
 TAG_SEPARATOR = "\n"
 """Stands before and after each tag: no tag holds one."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 _NUMBER, _TEXT, _OTHER = "n", "t", "-"
 _COLUMNS: Mapping[str, Any] = {
@@ -51,11 +50,6 @@ _COLUMNS: Mapping[str, Any] = {
     "model_name": records.c.model_name,
     "run_id": records.c.run_id,
 }
-
-
-def microseconds_of(moment: datetime) -> int:
-    """Return the whole microseconds since 1970."""
-    return (moment - _EPOCH) // _MICROSECOND
 
 
 def metric_key(name: str) -> str:
@@ -80,7 +74,7 @@ def find(
     of the folder ``path`` alone.
 
     ``selection.after`` is an experiment and an id, with a slash between them; of one folder, an id will do. Raises
-    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when that is not among what was asked for.
+    :class:`~ckpt_lib.errors.CheckpointNotFoundError` when that is not among what was asked for, unless it is a place.
     """
     sql = _Dialect(connection.dialect.name)
     order = sql.order(selection, with_path=path is None)
@@ -105,16 +99,29 @@ def _follows(
     connection: Connection, chosen: Select[Any], order: _Order, selection: Selection, path: str | None
 ) -> ColumnElement[bool]:
     """Return the condition for what comes after ``selection.after`` in the order."""
-    experiment, _, checkpoint_id = str(selection.after).rpartition("/")
+    after = selection.after
+    name = after.name if isinstance(after, Place) else str(after)
+    experiment, _, checkpoint_id = name.rpartition("/")
     is_there = (folders.c.path == (experiment or path or ""), records.c.checkpoint_id == checkpoint_id)
-    place = chosen.with_only_columns(order.last, *order.values).where(*is_there)
-    found = connection.execute(place).one_or_none()
-    if found is None:
-        raise not_there(str(selection.after))
-    last, *values = found
-    here, there = tuple_(*order.values), tuple_(*values)
-    comes_later = here < there if order.descending else here > there
-    return or_(order.last > last, and_(order.last == last, comes_later))
+    found = connection.execute(chosen.with_only_columns(order.last, *order.values).where(*is_there)).one_or_none()
+    if found is not None:
+        last, *values = found
+        return order.is_after(last, values)
+    if isinstance(after, Place):
+        return order.is_after(*_values_of(after, with_path=path is None))
+    raise not_there(name)
+
+
+def _values_of(place: Place, *, with_path: bool) -> tuple[int, list[Any]]:
+    """Return what a place has of an order: all but the last value, by which nothing but copies differs."""
+    last = 0
+    values: list[Any] = []
+    if place.sort_by not in SORTABLE:
+        last, values = int(place.value is None), ["" if place.value is None else metric_text(place.value)]
+    elif place.sort_by != "sequence":
+        values = [place.value]
+    path = [place.experiment] if with_path else []
+    return last, [*values, *path, place.sequence, place.microseconds]
 
 
 def is_recorded(connection: Connection, store: str, metric: str, *, path: str | None = None) -> bool:
@@ -149,6 +156,12 @@ class _Order(NamedTuple):
     def columns(self) -> list[ColumnElement[Any]]:
         """What to order by in SQL."""
         return [self.last, *(item.desc() if self.descending else item.asc() for item in self.values)]
+
+    def is_after(self, last: int, values: list[Any]) -> ColumnElement[bool]:
+        """Return the condition for what comes after these values, the first ones or all."""
+        here, there = tuple_(*self.values[: len(values)]), tuple_(*values)
+        comes_later = here < there if self.descending else here > there
+        return or_(self.last > last, and_(self.last == last, comes_later))
 
 
 class _Dialect:

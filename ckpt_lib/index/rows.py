@@ -13,7 +13,8 @@ import xxhash
 
 from ckpt_lib.core.manifest import Claim, Manifest
 from ckpt_lib.index.listing import Known
-from ckpt_lib.index.queries import TAG_SEPARATOR, metric_key, metric_text, microseconds_of
+from ckpt_lib.index.places import microseconds_of
+from ckpt_lib.index.queries import TAG_SEPARATOR, metric_key, metric_text
 from ckpt_lib.index.selection import searched_text
 from ckpt_lib.index.tables import folders, records
 

@@ -12,9 +12,8 @@ from ckpt_lib.core.names import check_tags
 from ckpt_lib.core.wording import did_you_mean, shown
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricError
 from ckpt_lib.index.conditions import Condition, conditions_of
-from ckpt_lib.policies.ranking import HasMetrics, is_rankable
-
-SORTABLE = ("sequence", "timestamp", "epoch", "step", "checkpoint_id", "file_size")
+from ckpt_lib.index.places import SORTABLE, Place, after_of, value_of
+from ckpt_lib.policies.ranking import HasMetrics
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Selection:
     sort_by: str = "sequence"
     descending: bool = False
     limit: int | None = None
-    after: str | None = None
+    after: str | Place | None = None
 
     @classmethod
     def of(
@@ -42,7 +41,7 @@ class Selection:
         sort_by: str = "sequence",
         descending: bool = False,
         limit: int | None = None,
-        after: str | None = None,
+        after: str | Place | None = None,
     ) -> Self:
         """Check what was asked for; see :func:`select`. Raises :class:`~ckpt_lib.errors.ConfigError`."""
         counts = {"min_epoch": min_epoch, "max_epoch": max_epoch, "limit": limit}
@@ -63,7 +62,7 @@ class Selection:
             sort_by=sort_by,
             descending=bool(descending),
             limit=given.get("limit"),
-            after=after,
+            after=after_of(after, sort_by),
         )
 
     @property
@@ -79,7 +78,9 @@ def select(checkpoints: Sequence[CheckpointMetadata], **asked: Any) -> list[Chec
     ``where`` holds :class:`~ckpt_lib.index.conditions.Condition` or text such as ``"val_loss<0.3"``. Those that are
     meant carry all ``tags``, hold ``search`` in id, tags or description, and lie in the epoch range. ``sort_by`` is one
     of ``SORTABLE`` or the name of a metric; values that cannot be compared come last either way. ``after`` is an id:
-    only what follows it in this order is returned, so that the last id of one page begins the next.
+    only what follows it in this order is returned, so that the last id of one page begins the next. A
+    :class:`~ckpt_lib.index.places.Place`, or the text of one, also says where the checkpoint was, and the list goes on
+    there if it has been deleted.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` for what is no condition, :class:`~ckpt_lib.errors.UnknownMetricError`
     for a metric that none has recorded, and :class:`~ckpt_lib.errors.CheckpointNotFoundError` for an ``after`` that is
@@ -101,7 +102,7 @@ def select_from(checkpoints: Sequence[CheckpointMetadata], selection: Selection)
     ]
     ordered = _sorted(found, selection)
     if selection.after is not None:
-        ordered = _following(ordered, selection.after)
+        ordered = _following(ordered, selection.after, descending=selection.descending)
     return ordered if selection.limit is None else ordered[: selection.limit]
 
 
@@ -111,7 +112,7 @@ def searched_text(texts: Sequence[str]) -> str:
 
 
 def _sorted(found: list[CheckpointMetadata], selection: Selection) -> list[CheckpointMetadata]:
-    values = [_value(item, selection.sort_by) for item in found]
+    values = [value_of(item, selection.sort_by) for item in found]
     positions = range(len(found))
     comparable = [at for at in positions if values[at] is not None]
     others = sorted(set(positions) - set(comparable), reverse=selection.descending)
@@ -119,21 +120,14 @@ def _sorted(found: list[CheckpointMetadata], selection: Selection) -> list[Check
     return [found[at] for at in (*ordered, *others)]
 
 
-def _value(checkpoint: CheckpointMetadata, sort_by: str) -> Any:
-    """Return what a checkpoint is ordered by before the order of saving is asked; ``None`` for nothing comparable."""
-    if sort_by == "sequence":
-        return 0  # across experiments it says nothing, and within one it is the order of saving
-    if sort_by in SORTABLE:
-        return getattr(checkpoint, sort_by)
-    metric = checkpoint.metrics.get(sort_by)
-    return float(metric) if is_rankable(metric) else None
-
-
-def _following(ordered: list[CheckpointMetadata], after: str) -> list[CheckpointMetadata]:
+def _following(ordered: list[CheckpointMetadata], after: str | Place, *, descending: bool) -> list[CheckpointMetadata]:
     """Return what follows a checkpoint; by its place, for several may have one value."""
+    name = after.name if isinstance(after, Place) else after
     for position, checkpoint in enumerate(ordered):
-        if after in (checkpoint.checkpoint_id, f"{checkpoint.experiment_name}/{checkpoint.checkpoint_id}"):
+        if name in (checkpoint.checkpoint_id, f"{checkpoint.experiment_name}/{checkpoint.checkpoint_id}"):
             return ordered[position + 1 :]
+    if isinstance(after, Place):
+        return [checkpoint for checkpoint in ordered if after.precedes(checkpoint, descending=descending)]
     raise not_there(after)
 
 

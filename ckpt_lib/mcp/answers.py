@@ -56,12 +56,12 @@ def _first_metrics(metrics: Mapping[str, Any], most: int = _MOST_METRICS) -> dic
 class CheckpointAnswer(BaseModel):
     """A checkpoint in a list."""
 
-    experiment: str
+    experiment_name: str
     checkpoint_id: str
     epoch: int
     step: int
-    saved_at: AwareDatetime
-    size_bytes: int
+    timestamp: AwareDatetime
+    file_size: int = Field(description="In bytes.")
     marks: list[str] = Field(description="Of best, latest, pinned, unhealthy, incomplete and weights only.")
     tags: list[str]
     metrics: dict[str, StoredMetric]
@@ -71,12 +71,12 @@ class CheckpointAnswer(BaseModel):
     def of(cls, checkpoint: CheckpointMetadata, **more: Any) -> Self:
         """Return what is said of a checkpoint."""
         return cls(
-            experiment=checkpoint.experiment_name,
+            experiment_name=checkpoint.experiment_name,
             checkpoint_id=checkpoint.checkpoint_id,
             epoch=checkpoint.epoch,
             step=checkpoint.step,
-            saved_at=checkpoint.timestamp,
-            size_bytes=checkpoint.file_size,
+            timestamp=checkpoint.timestamp,
+            file_size=checkpoint.file_size,
             marks=marks_of(checkpoint),
             tags=first(checkpoint.tags),
             metrics=_first_metrics(checkpoint.metrics),
@@ -90,9 +90,9 @@ class DetailedCheckpoint(CheckpointAnswer):
 
     model_name: str
     description: str
-    sha256: str
+    checksum: str = Field(description="SHA-256 of the payload.")
     unhealthy: str | None
-    trained_on_from: str | None
+    parent_id: str | None = Field(description="The checkpoint it was trained on from.")
     run_id: str | None
     config_json: str = Field(description="The configuration of the run, as JSON; its end is cut off if it is long.")
 
@@ -103,9 +103,9 @@ class DetailedCheckpoint(CheckpointAnswer):
             checkpoint,
             model_name=short(checkpoint.model_name),
             description=short(checkpoint.description, 2_000),
-            sha256=checkpoint.checksum,
+            checksum=checkpoint.checksum,
             unhealthy=None if checkpoint.unhealthy is None else short(checkpoint.unhealthy),
-            trained_on_from=checkpoint.parent_id,
+            parent_id=checkpoint.parent_id,
             run_id=checkpoint.run_id,
             config_json=short(json.dumps(checkpoint.config, ensure_ascii=False, default=str), _MOST_CONFIG),
         )
@@ -123,16 +123,16 @@ class CheckpointList(BaseModel):
 class ExperimentAnswer(BaseModel):
     """An experiment in a list."""
 
-    experiment: str
-    checkpoints: int
-    size_bytes: int
+    experiment_name: str
+    total_checkpoints: int
+    total_size_bytes: int
     best_checkpoint: str | None
-    best_by: str | None
+    monitor_metric: str | None
     best_value: float | None
     latest_checkpoint: str | None
-    latest_saved_at: AwareDatetime | None
-    unreadable: int
-    in_quarantine: int
+    latest_timestamp: AwareDatetime | None
+    unreadable_checkpoints: int
+    quarantined_checkpoints: int
 
 
 class ExperimentList(BaseModel):
@@ -145,10 +145,10 @@ class ExperimentList(BaseModel):
 class ValidationAnswer(BaseModel):
     """Whether every byte of a checkpoint is the one that was saved, and can be loaded."""
 
-    experiment: str
+    experiment_name: str
     checkpoint_id: str
-    is_sound: bool
-    bytes_read: int
+    is_valid: bool
+    size_bytes: int = Field(description="How many bytes were read.")
     sha256: str
     findings: list[str] = Field(description="What is damaged, and which tensors lie there.")
     what_helps: Literal["repair", "quarantine"] | None = Field(
@@ -160,10 +160,10 @@ class ValidationAnswer(BaseModel):
     def of(cls, report: ValidationReport, what_helps: Literal["repair", "quarantine"] | None = None) -> Self:
         """Return what is said of a validation."""
         return cls(
-            experiment=report.experiment_name,
+            experiment_name=report.experiment_name,
             checkpoint_id=report.checkpoint_id,
-            is_sound=report.is_valid,
-            bytes_read=report.size_bytes,
+            is_valid=report.is_valid,
+            size_bytes=report.size_bytes,
             sha256=report.sha256,
             findings=first((damage.message for damage in report.damages), _MOST_DAMAGES),
             what_helps=what_helps,
@@ -234,22 +234,22 @@ class MetricAnswer(BaseModel):
 class SummaryAnswer(BaseModel):
     """An experiment in numbers."""
 
-    experiment: str
-    checkpoints: int
-    size_mib: float
-    backups: int
+    experiment_name: str
+    total_checkpoints: int
+    total_size_mb: float = Field(description="In units of 1,048,576 bytes.")
+    total_backups: int
     best_checkpoint: str | None
     latest_checkpoint: str | None
     first_epoch: int | None
     last_epoch: int | None
-    best_by: str
+    monitor_metric: str
     mode: Mode
-    remark: str | None
-    pinned: list[str]
+    monitor_warning: str | None
+    pinned_checkpoints: list[str]
     tags: list[str]
-    unreadable: list[str]
-    metrics: list[MetricAnswer]
-    metrics_left_out: int = 0
+    unreadable_checkpoints: list[str]
+    statistics: list[MetricAnswer]
+    statistics_left_out: int = 0
 
     @classmethod
     def of(cls, summary: ExperimentSummary) -> Self:
@@ -257,18 +257,18 @@ class SummaryAnswer(BaseModel):
         metrics = [MetricAnswer(name=name, **_known(found)) for name, found in summary["statistics"].items()]
         kept = fitting(metrics)
         return cls(
-            experiment=summary["experiment_name"],
-            checkpoints=summary["total_checkpoints"],
-            size_mib=round(summary["total_size_mb"], 3),
-            backups=summary["total_backups"],
-            best_by=summary["monitor"]["metric"],
+            experiment_name=summary["experiment_name"],
+            total_checkpoints=summary["total_checkpoints"],
+            total_size_mb=round(summary["total_size_mb"], 3),
+            total_backups=summary["total_backups"],
+            monitor_metric=summary["monitor"]["metric"],
             mode=summary["monitor"]["mode"],
-            remark=summary["monitor_warning"],
-            pinned=first(summary["pinned_checkpoints"]),
+            monitor_warning=summary["monitor_warning"],
+            pinned_checkpoints=first(summary["pinned_checkpoints"]),
             tags=first(summary["tags"]),
-            unreadable=first(summary["unreadable_checkpoints"]),
-            metrics=kept,
-            metrics_left_out=len(metrics) - len(kept),
+            unreadable_checkpoints=first(summary["unreadable_checkpoints"]),
+            statistics=kept,
+            statistics_left_out=len(metrics) - len(kept),
             best_checkpoint=summary["best_checkpoint"],
             latest_checkpoint=summary["latest_checkpoint"],
             first_epoch=summary["first_epoch"],
@@ -341,7 +341,7 @@ class SuggestionAnswer(BaseModel):
 class AdviceAnswer(BaseModel):
     """What can go from an experiment, and what that frees. Nothing was changed."""
 
-    experiment: str
+    experiment_name: str
     total_bytes: int
     freed_bytes: int
     suggestions: list[SuggestionAnswer]
@@ -364,7 +364,7 @@ class AdviceAnswer(BaseModel):
         ]
         kept = fitting(suggestions)
         return cls(
-            experiment=advice.place,
+            experiment_name=advice.place,
             total_bytes=advice.total_bytes,
             freed_bytes=advice.freed_bytes,
             suggestions=kept,

@@ -6,12 +6,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from ckpt_lib.core.names import is_checkpoint_id
-from ckpt_lib.core.wording import shown
-from ckpt_lib.errors import ConfigError
 from ckpt_lib.mcp.answers import DetailedCheckpoint
 from ckpt_lib.mcp.reading import Experiment, Name
 from ckpt_lib.web.managers import Managers
+from ckpt_lib.web.whole_ids import whole_id
 
 Tags = Annotated[tuple[str, ...], Field(max_length=20)]
 WholeId = Annotated[str, Field(max_length=200, description="The whole id of a checkpoint.")]
@@ -20,7 +18,7 @@ WholeId = Annotated[str, Field(max_length=200, description="The whole id of a ch
 class DoneAnswer(BaseModel):
     """What was done with a checkpoint."""
 
-    experiment: str
+    experiment_name: str
     checkpoint_id: str
     done: str
 
@@ -48,7 +46,7 @@ class WritingTools:
         )
         return DetailedCheckpoint.about(changed)
 
-    def back_up_checkpoint(self, experiment: Experiment, name: Name) -> DoneAnswer:
+    def backup_checkpoint(self, experiment: Experiment, name: Name) -> DoneAnswer:
         """Copy a checkpoint to the backup location, unless it is there."""
         manager = self._managers.of(experiment)
         checkpoint_id = manager.get_checkpoint(name).checkpoint_id
@@ -57,17 +55,17 @@ class WritingTools:
 
     def repair_checkpoint(self, experiment: Experiment, checkpoint_id: WholeId) -> DoneAnswer:
         """Repair the damaged bytes of a checkpoint from its backup."""
-        report = self._managers.of(experiment).repair_checkpoint(_whole(checkpoint_id))
+        report = self._managers.of(experiment).repair_checkpoint(whole_id(checkpoint_id))
         return _done(experiment, checkpoint_id, report.message)
 
     def restore_checkpoint(self, experiment: Experiment, checkpoint_id: WholeId) -> DoneAnswer:
         """Put the backup of a damaged or lost checkpoint back in its place."""
-        self._managers.of(experiment).restore_checkpoint(_whole(checkpoint_id))
+        self._managers.of(experiment).restore_checkpoint(whole_id(checkpoint_id))
         return _done(experiment, checkpoint_id, "restored")
 
     def undelete_checkpoint(self, experiment: Experiment, checkpoint_id: WholeId) -> DoneAnswer:
         """Bring a deleted checkpoint back while it is in the trash."""
-        self._managers.of(experiment).undelete_checkpoint(_whole(checkpoint_id))
+        self._managers.of(experiment).undelete_checkpoint(whole_id(checkpoint_id))
         return _done(experiment, checkpoint_id, "brought back")
 
 
@@ -79,20 +77,9 @@ class DeletingTools:
 
     def delete_checkpoint(self, experiment: Experiment, checkpoint_id: WholeId) -> DoneAnswer:
         """Delete one checkpoint by its whole id, if the user agrees. It can be undeleted for a while."""
-        self._managers.of(experiment).delete_checkpoint(_whole(checkpoint_id))
+        self._managers.of(experiment).delete_checkpoint(whole_id(checkpoint_id))
         return _done(experiment, checkpoint_id, "deleted")
 
 
-def _whole(checkpoint_id: str) -> str:
-    if not is_checkpoint_id(checkpoint_id):
-        raise ConfigError(
-            "this needs the whole id of a checkpoint",
-            expected="a checkpoint_id",
-            got=shown(checkpoint_id),
-            hint="Names such as latest may stand for another checkpoint by now; show_checkpoint tells the id.",
-        )
-    return checkpoint_id
-
-
 def _done(experiment: str, checkpoint_id: str, done: str) -> DoneAnswer:
-    return DoneAnswer(experiment=experiment, checkpoint_id=checkpoint_id, done=done)
+    return DoneAnswer(experiment_name=experiment, checkpoint_id=checkpoint_id, done=done)

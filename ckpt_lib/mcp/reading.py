@@ -14,6 +14,7 @@ from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointError
 from ckpt_lib.experiment.overviews import describe_experiments, find_checkpoints
 from ckpt_lib.index.overview import ExperimentOverview
+from ckpt_lib.index.places import Place
 from ckpt_lib.maintenance.repair import Remedy
 from ckpt_lib.maintenance.validate import ValidationReport
 from ckpt_lib.manager import CheckpointManager
@@ -32,6 +33,7 @@ from ckpt_lib.mcp.answers import (
     fitting,
 )
 from ckpt_lib.web.managers import Managers
+from ckpt_lib.web.reading import MOST_AFTER
 from ckpt_lib.web.rules import MaxCheckpoints, rules_of
 
 Experiment = Annotated[str, Field(max_length=100, description="The name of an experiment.")]
@@ -78,7 +80,9 @@ class ReadingTools:
         ] = "sequence",
         descending: Annotated[bool, Field(description="The largest first; with sequence, the newest first.")] = False,
         limit: Annotated[int, Field(ge=1, le=50)] = 10,
-        after: Annotated[str | None, Field(max_length=300, description="The `next` of the answer before.")] = None,
+        after: Annotated[
+            str | None, Field(max_length=MOST_AFTER, description="The `next` of the answer before.")
+        ] = None,
     ) -> CheckpointList:
         """Find checkpoints by conditions on metrics, epoch, step, size and time, in one experiment or in all."""
         asked: dict[str, Any] = {
@@ -97,11 +101,10 @@ class ReadingTools:
         kept = fitting([CheckpointAnswer.of(item) for item in found[:limit]])
         if len(kept) == len(found):
             return CheckpointList(items=kept)
-        last = kept[-1]
-        place = last.checkpoint_id if experiment else f"{last.experiment}/{last.checkpoint_id}"
-        return CheckpointList(items=kept, next=place)
+        place = Place.of(found[len(kept) - 1], sort_by, in_all=experiment is None)
+        return CheckpointList(items=kept, next=str(place))
 
-    def show_checkpoint(self, experiment: Experiment, name: Name = "latest") -> DetailedCheckpoint:
+    def get_checkpoint(self, experiment: Experiment, name: Name = "latest") -> DetailedCheckpoint:
         """Show one checkpoint: metrics, tags, description, configuration, digest."""
         return DetailedCheckpoint.about(self._managers.of(experiment).get_checkpoint(name))
 
@@ -175,18 +178,7 @@ class ReadingTools:
 
 
 def _experiment(found: ExperimentOverview) -> ExperimentAnswer:
-    return ExperimentAnswer(
-        experiment=found.experiment_name,
-        checkpoints=found.total_checkpoints,
-        size_bytes=found.total_size_bytes,
-        best_checkpoint=found.best_checkpoint,
-        best_by=found.monitor_metric,
-        best_value=found.best_value,
-        latest_checkpoint=found.latest_checkpoint,
-        latest_saved_at=found.latest_timestamp,
-        unreadable=found.unreadable_checkpoints,
-        in_quarantine=found.quarantined_checkpoints,
-    )
+    return ExperimentAnswer(**{name: getattr(found, name) for name in ExperimentAnswer.model_fields})
 
 
 def _validated(manager: CheckpointManager, checkpoint_id: str, context: Context[Any, Any]) -> ValidationAnswer:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from mcp.server.mcpserver import Context, MCPServer
@@ -15,12 +16,11 @@ from mcp.types import CallToolResult, InputRequiredResult, ToolAnnotations
 
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.wording import did_you_mean, shown
-from ckpt_lib.errors import CheckpointError
-from ckpt_lib.mcp.editing import DeletingTools, WritingTools
-from ckpt_lib.mcp.reading import ReadingTools
+from ckpt_lib.errors import CheckpointError, LimitError
+from ckpt_lib.mcp.tools import Tool, tools_of
 from ckpt_lib.web.managers import Managers
 from ckpt_lib.web.problems import problem_of
-from ckpt_lib.web.tokens import SCOPES, Scope
+from ckpt_lib.web.tokens import Scope
 
 audit = logging.getLogger("ckpt_lib.audit")
 
@@ -36,6 +36,9 @@ _INSTRUCTIONS = (
 _READS = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _WRITES = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
 _DELETES = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+_HINTS: dict[Scope, ToolAnnotations] = {"read": _READS, "write": _WRITES, "delete": _DELETES}
+MOST_READING = 8
+"""Tools that read payloads are on threads which answer other requests as well."""
 
 
 class _Server(MCPServer[Any]):
@@ -58,17 +61,10 @@ def create_server(config: CheckpointConfig, *, scope: Scope = "read") -> MCPServ
 
     with _logging_left_alone():
         server = _Server("checkpoints", instructions=_INSTRUCTIONS, version=__version__, subscriptions=False)
-    managers = Managers(config)
-    kinds: dict[Scope, tuple[object, ToolAnnotations]] = {
-        "read": (ReadingTools(managers), _READS),
-        "write": (WritingTools(managers), _WRITES),
-        "delete": (DeletingTools(managers), _DELETES),
-    }
-    for needed in SCOPES[: SCOPES.index(scope) + 1]:
-        tools, hints = kinds[needed]
-        for name in (name for name in vars(type(tools)) if not name.startswith("_")):
-            function = _answering(getattr(tools, name), is_audited=needed != "read")
-            server.add_tool(function, description=f"{function.__doc__} {_AS_DATA}", annotations=hints)
+    places = threading.BoundedSemaphore(MOST_READING)
+    for tool in tools_of(Managers(config), scope):
+        function = _answering(tool, places)
+        server.add_tool(function, description=f"{function.__doc__} {_AS_DATA}", annotations=_HINTS[tool.scope])
     return server
 
 
@@ -86,29 +82,46 @@ def _logging_left_alone() -> Iterator[None]:
         root.handlers[:] = handlers
 
 
-def _answering(function: Callable[..., Any], *, is_audited: bool) -> Callable[..., Any]:
+def _answering(tool: Tool, places: threading.BoundedSemaphore) -> Callable[..., Any]:
     """Return a tool whose errors are those of the library, in its words, and that leaves a line of the audit log."""
+    function = tool.function
 
     @functools.wraps(function)
     def answer(*args: Any, **given: Any) -> Any:
         outcome = "failed"
         try:
-            found = function(*args, **given)
+            with _place_in(places) if tool.reads_payloads else nullcontext():
+                found = function(*args, **given)
             outcome = "done"
         except CheckpointError as error:
             outcome = type(error).__name__
             raise ToolError(_words(error)) from error
         finally:
-            if is_audited:
+            if tool.scope != "read":
                 audit.info(json.dumps({"tool": function.__name__, "given": given, "outcome": outcome}, default=str))
         return found
 
     return answer
 
 
+@contextmanager
+def _place_in(places: threading.BoundedSemaphore) -> Iterator[None]:
+    """Hold one of the places. Raises :class:`~ckpt_lib.errors.LimitError` if there is none."""
+    if not places.acquire(blocking=False):
+        raise LimitError(
+            "as many tools read payloads as the server allows at a time",
+            expected=f"at most {MOST_READING}",
+            hint="Call it again once another one has answered.",
+        )
+    try:
+        yield
+    finally:
+        places.release()
+
+
 def _words(error: CheckpointError) -> str:
     """Return an error as the REST API tells it: paths of this machine stay on it."""
     problem = problem_of(error)
     details = (("checkpoint", problem.checkpoint_id), ("expected", problem.expected), ("got", problem.got))
-    told = [f"{problem.type}: {problem.title}", *(f"{name} {value}" for name, value in details if value is not None)]
+    told = [f"{problem.type}: {problem.detail}", *(f"{name} {value}" for name, value in details if value is not None)]
     return "; ".join(told) + "." + (f" {problem.hint}" if problem.hint else "")

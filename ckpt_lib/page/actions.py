@@ -78,7 +78,7 @@ class Actions:
             return self._moves[act](view, value), None
         if act in _WORKS:
             title, work = _WORKS[act]
-            self._desk.start(request, view.experiment, work(names=[value] if value else []))
+            self._desk.start(request, view.experiment, work(names=[value] if value else "all"))
             place = "the history below, and in Jobs" if view.opened else "Jobs"
             return view, notice(f"{title} has started.", hint=f"Its outcome is in {place}.")
         if act in self._confirmed:
@@ -124,9 +124,8 @@ class Actions:
         only: Literal["model"] | None = "model" if weights_only or form in _OF_WEIGHTS else None
         # A type or a part alone needs a format: that of the library is for whole checkpoints.
         format_name = form or ("torch" if dtype or only else None)
-        self._desk.start(
-            request, view.experiment, Export(names=[view.opened], format=format_name, dtype=dtype or None, only=only)
-        )
+        wanted = {"names": [view.opened], "format": format_name, "dtype": dtype or None, "only": only}
+        self._desk.start(request, view.experiment, Export.model_validate(wanted))
         return view, notice("Export started.", hint="Its files can be downloaded from the history below, and in Jobs.")
 
     def _thinning(self, view: View, fingerprint: str) -> AnyWork:

@@ -34,6 +34,7 @@ from ckpt_lib.page.markup import (
     warning,
 )
 from ckpt_lib.web.job import Job
+from ckpt_lib.web.results import Exported, Validated
 
 _MOST_TENSORS = 200
 _MOST_ANCESTORS = 20
@@ -98,7 +99,7 @@ def _found_by_validation(checkpoint_id: str, jobs: list[Job]) -> str:
         outcome = next((item for item in job.result or () if item.checkpoint_id == checkpoint_id), None)
         if outcome is None or job.work.operation == "export":
             continue
-        is_damaged = job.work.operation == "validate" and outcome.result and not outcome.result["is_valid"]
+        is_damaged = isinstance(outcome.result, Validated) and not outcome.result.is_valid
         return "A validation has found damage. Repair brings it back from the backup." if is_damaged else ""
     return ""
 
@@ -201,10 +202,10 @@ def _jobs_of(checkpoint_id: str, jobs: list[Job]) -> Iterator[tuple[datetime, st
             continue
         told = words.get(job.work.operation, job.work.operation)
         if outcome.problem is not None:
-            yield job.ended_at, f"{told}: {outcome.problem.title}"
-        elif job.work.operation == "validate":
-            yield job.ended_at, f"{told}: {'intact' if outcome.result['is_valid'] else 'damaged'}"
-        elif job.work.operation == "export":
+            yield job.ended_at, f"{told}: {outcome.problem.detail}"
+        elif isinstance(outcome.result, Validated):
+            yield job.ended_at, f"{told}: {'intact' if outcome.result.is_valid else 'damaged'}"
+        elif isinstance(outcome.result, Exported):
             yield job.ended_at, Markup("{}: {}").format(told, files_html(outcome.result))
         else:
             yield job.ended_at, f"{told} by {job.who}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
@@ -14,6 +13,18 @@ from ckpt_lib.page.markup import NOTHING, Column, badge, button, empty, joined, 
 from ckpt_lib.web.gate import PAGE_PATH
 from ckpt_lib.web.job import ENDED, Job
 from ckpt_lib.web.operations import Outcome, SetMonitor
+from ckpt_lib.web.results import (
+    AllFixed,
+    BackedUp,
+    BestChosen,
+    CleanedUp,
+    Exported,
+    Restored,
+    SetAside,
+    Thinned,
+    TrashEmptied,
+    Validated,
+)
 
 _MOST_SHOWN = 50
 _WORDS = {"validate": "Validate", "backup": "Back up", "repair": "Repair", "restore": "Restore"}
@@ -72,18 +83,17 @@ def _title(job: Job) -> Markup:
     return title + " " + link.format(job.url, job.runner.capitalize())
 
 
-def files_html(exported: dict[str, Any]) -> Markup:
+def files_html(exported: Exported) -> Markup:
     """Show the files of an export as links that download them."""
     links = [
         Markup('<a class="ck-link" href="{}" download>{}</a> <span class="ck-soft">{}</span>').format(
-            f"{PAGE_PATH}/exports/{exported['export_id']}/files/{quote(file['name'])}",
-            file["name"],
-            size_text(file["size_bytes"]),
+            f"{PAGE_PATH}/exports/{exported.export_id}/files/{quote(file.name)}",
+            file.name,
+            size_text(file.size_bytes),
         )
-        for file in exported["files"]
+        for file in exported.files
     ]
-    left_out = exported["left_out"]
-    remark = f"Left out: {listed(left_out)}." if left_out else ""
+    remark = f"Left out: {listed(exported.left_out)}." if exported.left_out else ""
     return Markup("{} {}").format(joined(links, ", "), remark)
 
 
@@ -114,59 +124,67 @@ def _outcome(job: Job) -> str | Markup:
         return "The server ended on the way. Starting it again does what is left."
     if job.problem is not None:
         hint = f" {job.problem.hint}" if job.problem.hint else ""
-        return f"{job.problem.title}{hint}"
+        return f"{job.problem.detail}{hint}"
     tell = _TOLD.get(job.work.operation)
     return tell(job.result) if tell and job.result else job.state
 
 
 def _validated(found: list[Outcome]) -> str:
-    damaged = [item.checkpoint_id for item in found if item.result and not item.result["is_valid"]]
+    damaged = [item.checkpoint_id for item in found if isinstance(item.result, Validated) and not item.result.is_valid]
     if damaged:
         return f"{count_of(len(damaged), 'checkpoint')} damaged: {listed(damaged)}"
     return "intact" if len(found) == 1 else f"{count_of(len(found), 'checkpoint')} intact"
 
 
 def _exported(found: list[Outcome]) -> Markup:
-    return files_html(found[0].result)
+    result = found[0].result
+    return files_html(result) if isinstance(result, Exported) else Markup("")
 
 
 def _cleaned_up(found: list[Outcome]) -> str:
     report = found[0].result
-    freed_bytes = report["freed_bytes"] + report["trashed_bytes"]
-    return f"{count_of(len(report['deleted_ids']), 'checkpoint')} deleted, {size_text(freed_bytes)}"
+    if not isinstance(report, CleanedUp):
+        return "succeeded"
+    freed_bytes = report.freed_bytes + report.trashed_bytes
+    return f"{count_of(len(report.deleted_ids), 'checkpoint')} deleted, {size_text(freed_bytes)}"
 
 
 def _set_aside(found: list[Outcome]) -> str:
-    return listed([item.result["message"] for item in found])
+    return listed([item.result.message for item in found if isinstance(item.result, SetAside)])
 
 
 def _thinned(found: list[Outcome]) -> str:
-    thinned = [item.result["dropped_bytes"] for item in found if item.result["is_thinned"]]
-    if not thinned:
+    results = [item.result for item in found if isinstance(item.result, Thinned) and item.result.is_thinned]
+    if not results:
         return "all of their state is there again"
-    return f"{count_of(len(thinned), 'checkpoint')} thinned, {size_text(sum(thinned))} less"
+    size = size_text(sum(item.dropped_bytes for item in results))
+    return f"{count_of(len(results), 'checkpoint')} thinned, {size} less"
 
 
 def _emptied(found: list[Outcome]) -> str:
     result = found[0].result
-    count = count_of(len(result["deleted_ids"]), "checkpoint")
-    return f"{count} deleted for good, {size_text(result['freed_bytes'])} freed"
+    if not isinstance(result, TrashEmptied):
+        return "succeeded"
+    count = count_of(len(result.deleted_ids), "checkpoint")
+    return f"{count} deleted for good, {size_text(result.freed_bytes)} freed"
 
 
 def _fixed(found: list[Outcome]) -> str:
     result = found[0].result
-    told = listed([f"{item['name']} {item['outcome']}" for item in result["done"]]) or "nothing was to be done"
-    left = f"; {count_of(result['problems'], 'problem')} left" if result["problems"] else ""
-    return f"{told}{left}"
+    if not isinstance(result, AllFixed):
+        return "succeeded"
+    told = listed([f"{item.name} {item.outcome}" for item in result.done]) or "nothing was to be done"
+    return told + (f"; {count_of(result.problem_count, 'problem')} left" if result.problem_count else "")
 
 
 def _chosen(found: list[Outcome]) -> str:
-    return f"the best is {found[0].result['best_checkpoint'] or 'none'}"
+    result = found[0].result
+    return f"the best is {result.best_checkpoint or 'none'}" if isinstance(result, BestChosen) else "succeeded"
 
 
 def _done_to_each(found: list[Outcome]) -> str:
     """Say what was done where that is a word, such as ``copied``."""
-    words = {item.result for item in found if isinstance(item.result, str)}
+    words = {item.result.done for item in found if isinstance(item.result, BackedUp | Restored)}
     return listed(sorted(words)) or "succeeded"
 
 

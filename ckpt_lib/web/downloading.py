@@ -22,8 +22,8 @@ from ckpt_lib.web.delivery import MEDIA_TYPE, Download
 from ckpt_lib.web.exports import Exports, no_export
 from ckpt_lib.web.kept_files import FolderId
 from ckpt_lib.web.managers import home_of
-from ckpt_lib.web.problems import documented
-from ckpt_lib.web.reading import CheckpointName, ExperimentName, manager_of
+from ckpt_lib.web.problems import documented, refusals
+from ckpt_lib.web.reading import NO_CHECKPOINT, CheckpointName, ExperimentName, manager_of
 from ckpt_lib.web.transfers import Transfers
 
 router = APIRouter(tags=["read"])
@@ -36,7 +36,10 @@ _FILE: dict[str, Any] = {
         200: {"description": "The file.", "content": _CONTENT},
         206: {"description": "A part of the file.", "content": _CONTENT},
         304: {"description": "The client has the file already."},
+        404: documented("There is no such experiment, checkpoint, export or file."),
+        409: documented("The file is damaged or missing, or there are several: nothing of it was sent."),
         416: documented("The range begins behind the end."),
+        429: documented("There are too many downloads or requests; `Retry-After` says when to try again."),
     },
     "openapi_extra": {
         "parameters": [
@@ -54,7 +57,7 @@ class FileFacts(BaseModel):
     name: str
     size_bytes: int
     sha256: str
-    path: str = Field(description="Where it is downloaded, on this server.")
+    href: str = Field(description="Where it is downloaded, on this server.")
 
 
 class CheckpointFiles(BaseModel):
@@ -79,7 +82,7 @@ class ExportFiles(BaseModel):
 # --- of checkpoints ---
 
 
-@router.get("/experiments/{experiment}/checkpoints/{name}/files")
+@router.get("/experiments/{experiment}/checkpoints/{name}/files", responses=NO_CHECKPOINT)
 def list_files(request: Request, _: Reader, experiment: ExperimentName, name: CheckpointName) -> CheckpointFiles:
     """List the files of a checkpoint as they are stored."""
     manifest = _find(request, experiment, name)[1]
@@ -88,7 +91,7 @@ def list_files(request: Request, _: Reader, experiment: ExperimentName, name: Ch
             name=file_name(manifest, file),
             size_bytes=file.size_bytes,
             sha256=file.sha256,
-            path=_path_of(request, experiment, manifest, file),
+            href=_path_of(request, experiment, manifest, file),
         )
         for file in manifest.files
     ]
@@ -183,7 +186,7 @@ def _exports(request: Request) -> Exports:
     return transfers.exports
 
 
-@router.get("/exports/{export_id}")
+@router.get("/exports/{export_id}", responses=refusals({404: "There is no such export, or it has expired."}))
 def get_export(request: Request, _: Reader, export_id: FolderId) -> ExportFiles:
     """List the files that a job ``export`` has made. They go a day after that."""
     exports = _exports(request)
@@ -194,7 +197,7 @@ def get_export(request: Request, _: Reader, export_id: FolderId) -> ExportFiles:
             name=file.name,
             size_bytes=file.size_bytes,
             sha256=file.sha256,
-            path=_path_of_exported(request, export_id, file),
+            href=_path_of_exported(request, export_id, file),
         )
         for file in export.files
     ]

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ckpt_lib.core.metadata import CheckpointMetadata
-from ckpt_lib.core.names import is_checkpoint_id
-from ckpt_lib.core.wording import shown
-from ckpt_lib.errors import ConfigError
 from ckpt_lib.web.access import Deleter, Reader, Writer
-from ckpt_lib.web.reading import CheckpointName, ExperimentName, manager_of
+from ckpt_lib.web.problems import refusals
+from ckpt_lib.web.reading import NO_CHECKPOINT, NO_EXPERIMENT, CheckpointName, ExperimentName, manager_of
+from ckpt_lib.web.whole_ids import whole_id
 
 router = APIRouter()
 _MOST_TAGS = 100
+WholeId = Annotated[str, Path(description="The whole id of a checkpoint.", max_length=200)]
+_CHANGES = NO_CHECKPOINT | refusals({413: "The body is larger than 1 MiB.", 507: "The store is full."})
+_ADDS = _CHANGES | refusals({409: "A metric has another value already, or the record of the checkpoint is damaged."})
+_DELETES = NO_CHECKPOINT | refusals(
+    {409: "The checkpoint is pinned or in use, or its record is damaged.", 507: "The store is full."}
+)
+_UNDELETES = NO_CHECKPOINT | refusals(
+    {404: "There is no such experiment, or no such checkpoint in its trash.", 507: "The store is full."}
+)
 
 
 class Edit(BaseModel):
@@ -49,7 +59,7 @@ class Trash(BaseModel):
     items: list[CheckpointMetadata]
 
 
-@router.patch("/experiments/{experiment}/checkpoints/{name}", tags=["write"])
+@router.patch("/experiments/{experiment}/checkpoints/{name}", tags=["write"], responses=_CHANGES)
 def edit_checkpoint(
     request: Request, _: Writer, experiment: ExperimentName, name: CheckpointName, edit: Edit
 ) -> CheckpointMetadata:
@@ -60,7 +70,7 @@ def edit_checkpoint(
     return manager.edit_checkpoint(name, **edit.model_dump())
 
 
-@router.post("/experiments/{experiment}/checkpoints/{name}/metrics", tags=["write"])
+@router.post("/experiments/{experiment}/checkpoints/{name}/metrics", tags=["write"], responses=_ADDS)
 def add_metrics(
     request: Request, _: Writer, experiment: ExperimentName, name: CheckpointName, added: AddedMetrics
 ) -> CheckpointMetadata:
@@ -69,28 +79,19 @@ def add_metrics(
     return manager.add_metrics(name, added.metrics, source=added.source, replace=added.replace)
 
 
-@router.delete("/experiments/{experiment}/checkpoints/{name}", tags=["delete"])
-def delete_checkpoint(request: Request, _: Deleter, experiment: ExperimentName, name: CheckpointName) -> Deleted:
+@router.delete("/experiments/{experiment}/checkpoints/{name}", tags=["delete"], responses=_DELETES)
+def delete_checkpoint(request: Request, _: Deleter, experiment: ExperimentName, name: WholeId) -> Deleted:
     """Delete a checkpoint by its whole id. It can be brought back until trash_seconds have passed; its backup stays."""
-    if not is_checkpoint_id(name):
-        raise ConfigError(
-            "a checkpoint is deleted by its whole id alone",
-            expected="a checkpoint_id",
-            got=shown(name),
-            hint="Names such as latest may stand for another checkpoint by now; GET the name to read the id.",
-        )
-    return Deleted(checkpoint_id=manager_of(request, experiment).delete_checkpoint(name))
+    return Deleted(checkpoint_id=manager_of(request, experiment).delete_checkpoint(whole_id(name)))
 
 
-@router.get("/experiments/{experiment}/trash", tags=["read"])
+@router.get("/experiments/{experiment}/trash", tags=["read"], responses=NO_EXPERIMENT)
 def list_trash(request: Request, _: Reader, experiment: ExperimentName) -> Trash:
     """List the deleted checkpoints that can be brought back."""
     return Trash(items=manager_of(request, experiment).list_deleted())
 
 
-@router.post("/experiments/{experiment}/checkpoints/{name}/undelete", tags=["write"])
-def undelete_checkpoint(
-    request: Request, _: Writer, experiment: ExperimentName, name: CheckpointName
-) -> CheckpointMetadata:
-    """Bring a deleted checkpoint back, by its id."""
-    return manager_of(request, experiment).undelete_checkpoint(name)
+@router.post("/experiments/{experiment}/checkpoints/{name}/undelete", tags=["write"], responses=_UNDELETES)
+def undelete_checkpoint(request: Request, _: Writer, experiment: ExperimentName, name: WholeId) -> CheckpointMetadata:
+    """Bring a deleted checkpoint back, by its whole id."""
+    return manager_of(request, experiment).undelete_checkpoint(whole_id(name))

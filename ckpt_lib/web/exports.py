@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ckpt_lib.core.manifest import FileEntry, Manifest
 from ckpt_lib.core.wording import size_text
-from ckpt_lib.errors import CheckpointNotFoundError, StorageFullError
+from ckpt_lib.errors import ExportNotFoundError, StorageFullError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import OWN_PREFIX
 from ckpt_lib.maintenance import exports
@@ -74,7 +74,7 @@ class Exports:
         return export
 
     def get(self, export_id: str) -> Export:
-        """Return an export. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`."""
+        """Return an export. Raises :class:`~ckpt_lib.errors.ExportNotFoundError`."""
         try:
             return Export.model_validate_json((self.folders.path(export_id) / _RECORD).read_bytes())
         except (OSError, ValidationError) as error:
@@ -92,9 +92,9 @@ class Exports:
         return open_store(str(self.folders.path(export_id) / "files"))
 
 
-def no_export() -> CheckpointNotFoundError:
+def no_export() -> ExportNotFoundError:
     """Return the error for an export, or a file of one, that is not there."""
-    return CheckpointNotFoundError("there is no such export, or no such file of it", hint="Exports go after a day.")
+    return ExportNotFoundError("there is no such export, or no such file of it", hint="Exports go after a day.")
 
 
 def _write(

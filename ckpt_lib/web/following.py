@@ -6,7 +6,7 @@ from asyncio import to_thread
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, HTTPException, Request, status
+from fastapi import APIRouter, Depends, Header, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
@@ -22,14 +22,18 @@ _SECONDS_BETWEEN_CHECKS = 15.0
 READY = "ready"
 
 
-async def _watched(request: Request) -> Feed:
-    """Return the feed, complete from now on. Raises HTTPException 503 for more clients than the server serves."""
-    feed: Feed = request.app.state.feed
+async def _watched(request: Request, who: Reader) -> AsyncIterator[Feed]:
+    """Yield the feed, complete from now on, for as long as the stream lasts.
+
+    Raises :class:`~ckpt_lib.errors.LimitError` for more clients than the server serves.
+    """
     watcher: Watcher = request.app.state.watcher
-    if feed.followers >= MOST_FOLLOWERS:
-        raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, f"{MOST_FOLLOWERS:,} clients follow already")
-    await to_thread(watcher.start)
-    return feed
+    give_back = request.app.state.streams.take(who)
+    try:
+        await to_thread(watcher.start)
+        yield request.app.state.feed
+    finally:
+        give_back()
 
 
 @router.get("/events", tags=["read"], response_class=EventSourceResponse)

@@ -11,9 +11,10 @@ from fastapi.security.utils import get_authorization_scheme_param
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ckpt_lib.errors import LimitError
 from ckpt_lib.web.access import ANYONE, Access
 from ckpt_lib.web.limits import RateLimit
-from ckpt_lib.web.problems import response_of_status
+from ckpt_lib.web.problems import response_of_error, response_of_status
 from ckpt_lib.web.settings import ServerSettings, is_loopback
 
 MAX_BODY_BYTES = 2**20
@@ -48,6 +49,9 @@ class Gate:
         except HTTPException as error:
             await response_of_status(error)(scope, receive, send)
             return
+        except LimitError as error:
+            await response_of_error(error)(scope, receive, send)
+            return
         await self._app(scope, receive if self._is_upload(scope) else _capped(receive), send)
 
     def _is_upload(self, scope: Scope) -> bool:
@@ -72,8 +76,7 @@ class Gate:
 
     def _check_rate(self, who: str) -> None:
         if seconds := self._rate_limit.seconds_to_wait(who):
-            title = "the token has sent too many requests"
-            raise HTTPException(status.HTTP_429_TOO_MANY_REQUESTS, title, {"Retry-After": str(seconds)})
+            raise LimitError("the token has sent too many requests", retry_seconds=seconds)
 
 
 def is_of_page(path: str) -> bool:

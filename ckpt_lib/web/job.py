@@ -42,6 +42,7 @@ class Job(JobSummary):
     """One piece of long work, with its outcomes."""
 
     checkpoint_ids: list[str] = Field(description="What the names stood for when the job was started.")
+    idempotency_key: str | None = Field(default=None, description="The `Idempotency-Key` that it was started with.")
     result: list[Outcome] | None = Field(default=None, description="One outcome for each id; null until it has ended.")
 
     def summary(self) -> JobSummary:
@@ -71,5 +72,5 @@ def ending_of(result: list[Outcome]) -> JobUpdate:
         return JobUpdate(state="succeeded", result=result)
     if len(result) == 1:
         return JobUpdate(state="failed", result=result, problem=problems[0])
-    title = f"{len(problems)} of {len(result)} checkpoints failed; the first: {problems[0].title}"
-    return JobUpdate(state="failed", result=result, problem=problems[0].model_copy(update={"title": title}))
+    detail = f"{len(problems)} of {len(result)} checkpoints failed; the first: {problems[0].detail}"
+    return JobUpdate(state="failed", result=result, problem=problems[0].model_copy(update={"detail": detail}))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ckpt_lib.core.logs import failures_logged
-from ckpt_lib.errors import AlreadyRunningError, CheckpointNotFoundError
+from ckpt_lib.errors import JobNotFoundError, LimitError
 from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.web.idempotency import job_of_key
 from ckpt_lib.web.job import Job, JobUpdate
 from ckpt_lib.web.job_folder import JobFolder
 from ckpt_lib.web.managers import Managers
@@ -72,11 +73,12 @@ class Jobs:
             if runner is None or not runner.resume(job):
                 self.update(job.job_id, _interrupted(job, is_known=runner is not None))
 
-    def start(self, experiment_name: str, work: AnyWork, who: str) -> Job:
+    def start(self, experiment_name: str, work: AnyWork, who: str, *, key: str | None = None) -> Job:
         """Store a job that waits for its turn. Names are resolved now.
 
         Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError` for a name, and
-        :class:`~ckpt_lib.errors.AlreadyRunningError` if too many jobs wait.
+        :class:`~ckpt_lib.errors.LimitError` if too many jobs wait. With a ``key`` it returns, and raises, as
+        :meth:`started_before`.
         """
         runner = DEFAULT_RUNNER if work.needs_transfers else self._runner_name
         now = datetime.now(UTC)
@@ -88,26 +90,34 @@ class Jobs:
             who=who,
             runner=runner,
             created_at=now,
+            idempotency_key=key,
         )
-        with self._lock:  # one after the other, so that no two take the last place
-            if sum(not other.has_ended for other in self._jobs.values()) >= MOST_WAITING:
-                raise AlreadyRunningError(
-                    "too many jobs are waiting", expected=f"at most {MOST_WAITING}", hint="Try again later."
-                )
+        with self._lock:  # one after the other, so that no two take the last place, or have the same key
+            if before := job_of_key(self._jobs.values(), key, who, experiment_name, work):
+                return before
+            _require_place([other for other in self._jobs.values() if not other.has_ended], who)
             self._jobs[job.job_id] = job
         self._store(job.job_id)
         self._runners[runner].start(job)
         return job
 
+    def started_before(self, experiment_name: str, work: AnyWork, who: str, key: str | None) -> Job | None:
+        """Return the job that the same request with the same key has started, as it is now.
+
+        Raises :class:`~ckpt_lib.errors.IdempotencyKeyError` for the key of another request.
+        """
+        with self._lock:
+            return job_of_key(self._jobs.values(), key, who, experiment_name, work)
+
     def _manager_of(self, job: Job) -> CheckpointManager:
         return self._managers.for_job(job.experiment_name, may_create=job.work.may_create)
 
     def get(self, job_id: str) -> Job:
-        """Return a job as it is now. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`."""
+        """Return a job as it is now. Raises :class:`~ckpt_lib.errors.JobNotFoundError`."""
         with self._lock:
             found = self._jobs.get(job_id)
         if found is None:
-            raise CheckpointNotFoundError("there is no such job", hint="The oldest jobs are forgotten.")
+            raise JobNotFoundError("there is no such job", hint="The oldest jobs are forgotten.")
         return found
 
     def all(self) -> list[Job]:
@@ -173,6 +183,19 @@ class Jobs:
             self._folder.remove(old_id)
 
 
+def _require_place(unfinished: Sequence[Job], who: str) -> None:
+    """Raise :class:`~ckpt_lib.errors.LimitError` for one job too many: no token gets more than half of the places."""
+    most_each = max(1, MOST_WAITING // 2)
+    own = sum(job.who == who for job in unfinished)
+    if own >= most_each or len(unfinished) >= MOST_WAITING:
+        whose = f", and {most_each} of one token" if own >= most_each else ""
+        raise LimitError(
+            "too many jobs are waiting",
+            expected=f"at most {MOST_WAITING} in all{whose}",
+            hint="Wait for some to end, or cancel some.",
+        )
+
+
 def _too_old(jobs: Mapping[str, Job]) -> list[str]:
     """Return the ids of the oldest jobs that have ended, of which there are too many or on too many checkpoints."""
     ended = sorted((job for job in jobs.values() if job.has_ended), key=lambda job: (job.created_at, job.job_id))
@@ -188,8 +211,8 @@ def _too_old(jobs: Mapping[str, Job]) -> list[str]:
 
 def _interrupted(job: Job, *, is_known: bool) -> JobUpdate:
     """Return the end of a job that nobody here goes on with; ``is_known`` says whether its runner is."""
-    title = "the server ended before the job did"
+    detail = "the server ended before the job did"
     if not is_known:
-        title = f"the server was started without the runner {job.runner}, which may still do the job"
-    problem = Problem(type="InterruptedError", title=title, status=500, hint="Start the same job again.")
+        detail = f"the server was started without the runner {job.runner}, which may still do the job"
+    problem = Problem.of("InterruptedError", 500, detail, hint="Start the same job again.")
     return JobUpdate(state="interrupted", ended_at=datetime.now(UTC), problem=problem)

@@ -20,7 +20,7 @@ from ckpt_lib.errors import StorageFullError, StorePermissionError
 from ckpt_lib.store.local.os_errors import errors_of_writing
 
 _GOING = ".going-"
-FolderId = Annotated[str, PathParameter(pattern="^[0-9a-f]{32}$")]
+FolderId = Annotated[str, PathParameter(description="The id of an upload or export.", pattern="^[0-9a-f]{32}$")]
 
 
 class KeptFolders:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from ckpt_lib.converting.names import TargetFormat, TargetType
 from ckpt_lib.core.monitor import Mode
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
@@ -22,6 +23,23 @@ from ckpt_lib.stream import Progress
 from ckpt_lib.web.exports import Exports
 from ckpt_lib.web.managers import home_of
 from ckpt_lib.web.problems import Problem, problem_of
+from ckpt_lib.web.results import (
+    AllFixed,
+    AnyResult,
+    BackedUp,
+    BestChosen,
+    CleanedUp,
+    Exported,
+    ExportedFile,
+    Fixed,
+    Imported,
+    Repaired,
+    Restored,
+    SetAside,
+    Thinned,
+    TrashEmptied,
+    Validated,
+)
 from ckpt_lib.web.rules import MaxCheckpoints, check_rules, rules_of
 from ckpt_lib.web.seen import findings_fingerprint, require_shown, trash_of
 from ckpt_lib.web.tokens import Scope
@@ -29,16 +47,17 @@ from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.uploads import MOST_UPLOADS, Uploads
 
 Name = Annotated[str, Field(max_length=200)]
-Names = Annotated[list[Name], Field(max_length=1_000, description="Checkpoints by any name.")]
+Names = Annotated[list[Name], Field(min_length=1, max_length=1_000, description="Checkpoints by any name.")]
 OneName = Annotated[list[Name], Field(min_length=1, max_length=1, description="A checkpoint by any name.")]
-NoNames = Annotated[list[Name], Field(max_length=0, description="None: it is not about checkpoints that are there.")]
+NamesOrAll = Annotated[
+    Names | Literal["all"], Field(description="Checkpoints by any name, or the text all for all of the experiment.")
+]
 
-
-Step = Callable[[str, Callable[[], Any]], Any]
+Step = Callable[[str, Callable[[], AnyResult]], AnyResult]
 """Calls the function that does one checkpoint, whose description it is given, and returns or raises what that does."""
 
 
-def _directly(_description: str, call: Callable[[], Any]) -> Any:
+def _directly(_description: str, call: Callable[[], AnyResult]) -> AnyResult:
     return call()
 
 
@@ -46,16 +65,14 @@ class Outcome(BaseModel):
     """The result of an operation on a checkpoint, or the problem that prevented it."""
 
     checkpoint_id: str = Field(description="Empty for what concerns no single checkpoint.")
-    result: Any = None
+    result: AnyResult | None = None
     problem: Problem | None = None
 
 
 class Work(BaseModel):
-    """An operation on checkpoints of an experiment; without names, on all of them."""
+    """An operation of an experiment."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-    names: Names = []
 
     @property
     def scope(self) -> Scope:
@@ -75,15 +92,12 @@ class Work(BaseModel):
     def prepare(self, transfers: Transfers) -> None:
         """Learn where uploads and exports are, and check what can be checked at once. The server calls it first."""
 
-    def resolve(self, manager: CheckpointManager) -> list[str]:
-        """Return the ids that the names stand for, each once; ids stay as they are, also of deleted checkpoints.
+    def resolve(self, manager: CheckpointManager) -> list[str]:  # noqa: ARG002
+        """Return the ids of the checkpoints that it is about; none where it is about no single ones.
 
         Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
         """
-        if not self.names:
-            return manager.checkpoint_ids()
-        ids = (name if is_checkpoint_id(name) else manager.get_checkpoint(name).checkpoint_id for name in self.names)
-        return list(dict.fromkeys(ids))
+        return []
 
     def total_bytes(self, manager: CheckpointManager, checkpoint_ids: list[str]) -> int | None:  # noqa: ARG002
         """Return how many bytes progress counts up to; ``None`` if it is not known."""
@@ -104,12 +118,25 @@ class Work(BaseModel):
             outcomes.append(outcome)
         return outcomes
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
-        """Process a checkpoint and return the result as JSON. Raises :class:`~ckpt_lib.errors.CheckpointError`."""
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> AnyResult:
+        """Process a checkpoint and return the result. Raises :class:`~ckpt_lib.errors.CheckpointError`."""
         raise NotImplementedError
 
 
-class Validate(Work):
+class NamedWork(Work):
+    """An operation on checkpoints of an experiment."""
+
+    names: NamesOrAll
+
+    def resolve(self, manager: CheckpointManager) -> list[str]:
+        """Return the ids that the names stand for, each once; ids stay as they are, also of deleted checkpoints."""
+        if self.names == "all":
+            return manager.checkpoint_ids()
+        ids = (name if is_checkpoint_id(name) else manager.get_checkpoint(name).checkpoint_id for name in self.names)
+        return list(dict.fromkeys(ids))
+
+
+class Validate(NamedWork):
     """Read every byte of checkpoints and report damage."""
 
     operation: Literal["validate"] = "validate"
@@ -122,16 +149,11 @@ class Validate(Work):
         wanted = set(checkpoint_ids)
         return sum(item.file_size for item in manager.list_checkpoints() if item.checkpoint_id in wanted)
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
-        report = manager.validate_checkpoint(checkpoint_id, progress=progress)
-        return {**report.model_dump(mode="json"), "is_valid": report.is_valid}
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Validated:
+        return Validated.of(manager.validate_checkpoint(checkpoint_id, progress=progress))
 
 
-COPIED, DELETED_AGAIN = "copied", "deleted again"
-"""The second one where max_backups has retired a copy that was just made."""
-
-
-class Backup(Work):
+class Backup(NamedWork):
     """Copy checkpoints to the backup location."""
 
     operation: Literal["backup"] = "backup"
@@ -145,19 +167,20 @@ class Backup(Work):
         except CheckpointError:  # each outcome tells of its own
             return outcomes
         for outcome in outcomes:
-            if outcome.result == COPIED and outcome.checkpoint_id not in held:
-                outcome.result = DELETED_AGAIN
+            if outcome.result == BackedUp(done="copied") and outcome.checkpoint_id not in held:
+                outcome.result = BackedUp(done="deleted again")
         return outcomes
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
-        return COPIED if manager.backup_checkpoint(checkpoint_id, progress=progress) else "already there"
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> BackedUp:
+        is_copied = manager.backup_checkpoint(checkpoint_id, progress=progress)
+        return BackedUp(done="copied" if is_copied else "already there")
 
 
-class Restore(Work):
+class Restore(NamedWork):
     """Restore damaged or deleted checkpoints from their backups."""
 
     operation: Literal["restore"] = "restore"
-    names: Names = Field(min_length=1)
+    names: Names
 
     def resolve(self, manager: CheckpointManager) -> list[str]:
         try:
@@ -168,33 +191,31 @@ class Restore(Work):
             error.hint = f"Names stand for stored checkpoints. To restore a deleted one, give its whole id{newest}."
             raise
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Restored:
         manager.restore_checkpoint(checkpoint_id, progress=progress)
-        return "restored"
+        return Restored()
 
 
-class Repair(Work):
+class Repair(NamedWork):
     """Repair the damaged bytes of checkpoints from their backups."""
 
     operation: Literal["repair"] = "repair"
-    names: Names = Field(min_length=1)
+    names: Names
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
-        return manager.repair_checkpoint(checkpoint_id, progress=progress).model_dump(mode="json")
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Repaired:
+        return Repaired.of(manager.repair_checkpoint(checkpoint_id, progress=progress))
 
 
-class Export(Work):
+class Export(NamedWork):
     """Export a checkpoint, to be downloaded: as it is, or converted for another program."""
 
     operation: Literal["export"] = "export"
     names: OneName
-    format: str | None = Field(
+    format: TargetFormat | None = Field(
         default=None,
-        max_length=50,
-        description="torch, safetensors, hf-folder, lightning, hf-trainer or accelerate. With none of these options, "
-        "the checkpoint is exported as it is, with its manifest.",
+        description="With none of these options, the checkpoint is exported as it is, with its manifest.",
     )
-    dtype: str | None = Field(default=None, max_length=50, description="The type of the weights, such as bf16.")
+    dtype: TargetType | None = Field(default=None, description="The type of the weights.")
     only: Literal["model"] | None = Field(default=None, description="model: the weights alone.")
     shard_size: str | None = Field(default=None, max_length=50, description="The largest file, such as 5GB.")
     _exports: Exports = PrivateAttr()
@@ -224,18 +245,17 @@ class Export(Work):
         wanted = set(checkpoint_ids)
         return sum(item.uncompressed_size for item in manager.list_checkpoints() if item.checkpoint_id in wanted)
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Exported:
         home, found = home_of(manager), manager.get_checkpoint(checkpoint_id)  # none in quarantine
         export = self._exports.create(home, home.get(found.checkpoint_id), self._options(), progress)
-        files = [file.model_dump(include={"name", "size_bytes", "sha256"}) for file in export.files]
-        return {"export_id": export.export_id, "files": files, "left_out": list(export.left_out)}
+        files = [ExportedFile(name=file.name, size_bytes=file.size_bytes, sha256=file.sha256) for file in export.files]
+        return Exported(export_id=export.export_id, files=tuple(files), left_out=export.left_out)
 
 
 class Import(Work):
     """Import an uploaded checkpoint of this library or of another program, as the newest of the experiment."""
 
     operation: Literal["import"] = "import"
-    names: NoNames = []
     uploads: list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]] = Field(
         min_length=1, max_length=MOST_UPLOADS, description="The files of one checkpoint. They go once it is imported."
     )
@@ -257,9 +277,6 @@ class Import(Work):
         self._uploads = transfers.uploads
         self._uploads.require_complete(self.uploads)
 
-    def resolve(self, manager: CheckpointManager) -> list[str]:  # noqa: ARG002
-        return []
-
     def do(
         self,
         manager: CheckpointManager,
@@ -274,8 +291,7 @@ class Import(Work):
             _forget_folder(manager, str(item.checkpoint_id), source)
         for upload_id in self.uploads:
             self._uploads.remove(upload_id)
-        result = item.model_dump(mode="json", exclude={"path", "reason"})
-        return [Outcome(checkpoint_id=str(item.checkpoint_id), result=result)]
+        return [Outcome(checkpoint_id=str(item.checkpoint_id), result=Imported.of(item))]
 
 
 def _forget_folder(manager: CheckpointManager, checkpoint_id: str, source: Path) -> None:
@@ -290,7 +306,6 @@ class Cleanup(Work):
     """Carry out the retention plan that was shown, and nothing else."""
 
     operation: Literal["cleanup"] = "cleanup"
-    names: NoNames = []
     max_checkpoints: MaxCheckpoints = None
     policy: dict[str, Any] | None = Field(
         default=None, description='A retention policy, such as {"kind": "newest", "count": 5}.'
@@ -304,9 +319,6 @@ class Cleanup(Work):
     def prepare(self, transfers: Transfers) -> None:  # noqa: ARG002
         check_rules(self.max_checkpoints, self.policy)
 
-    def resolve(self, manager: CheckpointManager) -> list[str]:  # noqa: ARG002
-        return []
-
     def do(
         self,
         manager: CheckpointManager,
@@ -317,59 +329,53 @@ class Cleanup(Work):
         progress(0)  # raises if the job is cancelled
         rules = rules_of(manager, self.max_checkpoints, self.policy)
         report = manager.cleanup_checkpoints(policy=rules, fingerprint=self.fingerprint)
-        # Errors name paths of the server.
-        hidden: dict[str, bool | set[str]] = {"plan": True, "backups": {"plan"}, "backups_error": True}
-        outcomes = [Outcome(checkpoint_id="", result=report.model_dump(mode="json", exclude=hidden))]
+        outcomes = [Outcome(checkpoint_id="", result=CleanedUp.of(report))]
         if report.backups_error is not None:
-            title = "the backups were not cleaned up: the plan for them has changed, or their location failed"
+            detail = "the backups were not cleaned up: the plan for them has changed, or their location failed"
             hint = "Look at the plan as it is now; the server's log says more."
-            problem = Problem(type="StoreError", title=title, status=503, hint=hint)
+            problem = Problem.of("StoreError", 503, detail, hint=hint)
             outcomes.append(Outcome(checkpoint_id="", problem=problem))
         return outcomes
 
 
-class Quarantine(Work):
+class Quarantine(NamedWork):
     """Set damaged checkpoints aside; one that its backup can repair is repaired instead."""
 
     operation: Literal["quarantine"] = "quarantine"
-    names: Names = Field(min_length=1)
+    names: Names
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> AnyResult:
         report = manager.quarantine_checkpoint(checkpoint_id, progress=progress)
-        return {"is_quarantined": report.is_quarantined, "message": report.message}
+        return SetAside(is_quarantined=report.is_quarantined, message=report.message)
 
 
-class Thin(Work):
+class Thin(NamedWork):
     """Keep only the weights of checkpoints or, with ``undo``, bring back what they lost, while it is in the trash."""
 
     operation: Literal["thin"] = "thin"
-    names: Names = Field(min_length=1)
+    names: Names
     undo: bool = False
 
     @property
     def scope(self) -> Scope:
         return "write" if self.undo else "delete"
 
-    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Any:  # noqa: ARG002
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> AnyResult:  # noqa: ARG002
         before = manager.get_checkpoint(checkpoint_id).file_size
         change = manager.unthin_checkpoint if self.undo else manager.thin_checkpoint
         after = change(checkpoint_id)
-        return {"is_thinned": after.is_thinned, "dropped_bytes": max(0, before - after.file_size)}
+        return Thinned(is_thinned=after.is_thinned, dropped_bytes=max(0, before - after.file_size))
 
 
 class EmptyTrash(Work):
     """Delete what the trash holds for good: just what was shown, if its fingerprint is given."""
 
     operation: Literal["empty_trash"] = "empty_trash"
-    names: NoNames = []
     fingerprint: str | None = Field(default=None, max_length=200, description="That of the trash that was shown.")
 
     @property
     def scope(self) -> Scope:
         return "delete"
-
-    def resolve(self, manager: CheckpointManager) -> list[str]:  # noqa: ARG002
-        return []
 
     def do(
         self,
@@ -381,24 +387,20 @@ class EmptyTrash(Work):
         progress(0)  # raises if the job is cancelled
         before = trash_of(manager)
         require_shown(self.fingerprint, before.fingerprint, "the trash")
-        deleted_ids = manager.empty_trash()
+        deleted_ids = tuple(manager.empty_trash())
         freed_bytes = max(0, before.size_bytes - trash_of(manager).size_bytes)
-        return [Outcome(checkpoint_id="", result={"deleted_ids": deleted_ids, "freed_bytes": freed_bytes})]
+        return [Outcome(checkpoint_id="", result=TrashEmptied(deleted_ids=deleted_ids, freed_bytes=freed_bytes))]
 
 
 class Doctor(Work):
     """Fix what a check finds and can be fixed: just what was shown, if its fingerprint is given."""
 
     operation: Literal["doctor"] = "doctor"
-    names: NoNames = []
     fingerprint: str | None = Field(default=None, max_length=200, description="That of the findings that were shown.")
 
     @property
     def scope(self) -> Scope:
         return "delete"  # leftovers go, and what has been in the trash for long enough
-
-    def resolve(self, manager: CheckpointManager) -> list[str]:  # noqa: ARG002
-        return []
 
     def do(
         self,
@@ -409,13 +411,12 @@ class Doctor(Work):
     ) -> list[Outcome]:
         require_shown(self.fingerprint, findings_fingerprint(manager.doctor(progress=progress)), "what is found")
         report = manager.doctor(fix=True, progress=progress)
-        done = [(item.finding.name, item.outcome) for item in report.done if item.succeeded]
-        told = [{"name": name, "outcome": outcome} for name, outcome in done]
-        outcomes = [Outcome(checkpoint_id="", result={"done": told, "problems": len(report.problems)})]
+        done = tuple(Fixed(name=item.finding.name, outcome=item.outcome) for item in report.done if item.succeeded)
+        outcomes = [Outcome(checkpoint_id="", result=AllFixed(done=done, problem_count=len(report.problems)))]
         for item in report.done:
             if not item.succeeded:
-                title = f"{item.finding.name} was not fixed: {item.outcome}"
-                outcomes.append(Outcome(checkpoint_id="", problem=Problem(type="StoreError", title=title, status=503)))
+                problem = Problem.of("StoreError", 503, f"{item.finding.name} was not fixed: {item.outcome}")
+                outcomes.append(Outcome(checkpoint_id="", problem=problem))
         return outcomes
 
 
@@ -423,12 +424,8 @@ class SetMonitor(Work):
     """Choose the metric that decides which checkpoint is the best, and rewrite the manifests, which record it."""
 
     operation: Literal["monitor"] = "monitor"
-    names: NoNames = []
     metric: str = Field(max_length=1_000)
     mode: Mode
-
-    def resolve(self, manager: CheckpointManager) -> list[str]:  # noqa: ARG002
-        return []
 
     def do(
         self,
@@ -440,7 +437,7 @@ class SetMonitor(Work):
         progress(0)  # raises if the job is cancelled
         manager.set_monitor(self.metric, self.mode)
         best = manager.get_best_checkpoint()
-        return [Outcome(checkpoint_id="", result={"best_checkpoint": best.checkpoint_id if best else None})]
+        return [Outcome(checkpoint_id="", result=BestChosen(best_checkpoint=best.checkpoint_id if best else None))]
 
 
 AnyWork = Annotated[

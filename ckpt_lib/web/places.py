@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 
-from fastapi import HTTPException, status
+from ckpt_lib.errors import LimitError
 
 _SECONDS_TO_WAIT = 5
 
@@ -22,11 +22,17 @@ class Places:
         self._lock = threading.Lock()
 
     def take(self, who: str) -> Callable[[], None]:
-        """Take a place and return what gives it back, once. Raises HTTPException 503 if there is none."""
+        """Take a place and return what gives it back, once.
+
+        Raises :class:`~ckpt_lib.errors.LimitError` if there is none.
+        """
         with self._lock:
             if self._taken[who] >= self._most_each or self._taken.total() >= self._most:
-                title = f"there are as many {self._what} as the server allows at a time"
-                raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, title, {"Retry-After": str(_SECONDS_TO_WAIT)})
+                raise LimitError(
+                    f"there are as many {self._what} as the server allows at a time",
+                    expected=f"at most {self._most:,} in all, and {self._most_each:,} of one token",
+                    retry_seconds=_SECONDS_TO_WAIT,
+                )
             self._taken[who] += 1
         held = [who]
 

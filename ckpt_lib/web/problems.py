@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import uuid
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Self
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,11 +19,20 @@ from ckpt_lib import errors
 from ckpt_lib.core.logs import logger
 
 MEDIA_TYPE = "application/problem+json"
+HTTP_ERROR = "HTTPError"
+"""The type of what HTTP itself refuses, whose title is that of the status."""
+_SAID = {404: "there is nothing at this address", 405: "this address has no such method; Allow names those it has"}
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z][a-z]*")
 
 _STATUS_OF_CLASS: tuple[tuple[type[Exception], HTTPStatus], ...] = (
     # The first match counts.
     (errors.CheckpointNotFoundError, HTTPStatus.NOT_FOUND),
     (errors.ExperimentNotFoundError, HTTPStatus.NOT_FOUND),
+    (errors.JobNotFoundError, HTTPStatus.NOT_FOUND),
+    (errors.UploadNotFoundError, HTTPStatus.NOT_FOUND),
+    (errors.ExportNotFoundError, HTTPStatus.NOT_FOUND),
+    (errors.LimitError, HTTPStatus.TOO_MANY_REQUESTS),
+    (errors.UploadConflictError, HTTPStatus.CONFLICT),
     (errors.CheckpointExistsError, HTTPStatus.CONFLICT),
     (errors.ProtectedCheckpointError, HTTPStatus.CONFLICT),
     (errors.MetricConflictError, HTTPStatus.CONFLICT),
@@ -42,13 +54,21 @@ class Problem(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     type: str = Field(description="The class of the error, such as CheckpointNotFoundError.")
-    title: str
+    title: str = Field(description="What kind of error it is: the same for each of its type.")
     status: int
+    detail: str = Field(description="What happened, in a sentence.")
+    instance: str | None = Field(default=None, description="What the log of the server calls this very error.")
     checkpoint_id: str | None = None
     expected: str | None = None
     got: str | None = None
     hint: str | None = Field(default=None, description="What to do next.")
     damages: list[dict[str, Any]] = Field(default=[], description="Which bytes of which files differ.")
+
+    @classmethod
+    def of(cls, kind: str, status: int, detail: str, **more: Any) -> Self:
+        """Return a problem of a kind, which is the name of a class."""
+        title = HTTPStatus(status).phrase if kind == HTTP_ERROR else title_of(kind)
+        return cls(type=kind, title=title, status=status, detail=detail, **more)
 
 
 def documented(description: str) -> dict[str, Any]:
@@ -60,19 +80,30 @@ def documented(description: str) -> dict[str, Any]:
     return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
 
 
+def refusals(told: Mapping[int, str]) -> dict[int | str, dict[str, Any]]:
+    """Return how OpenAPI describes the problems that an operation has beside those of all operations."""
+    return {code: documented(description) for code, description in told.items()}
+
+
 def problem_of(error: errors.CheckpointError) -> Problem:
     """Return an error of the library as a problem. Paths of the server stay on the server."""
     status = next(status for kind, status in _STATUS_OF_CLASS if isinstance(error, kind))
-    return Problem(
-        type=type(error).__name__,
-        title=error.message,
-        status=status,
+    return Problem.of(
+        type(error).__name__,
+        status,
+        error.message,
         checkpoint_id=error.checkpoint_id,
         expected=None if error.expected is None else str(error.expected),
         got=None if error.got is None else str(error.got),
         hint=error.hint,
         damages=[damage.model_dump(mode="json") for damage in getattr(error, "damages", ())],
     )
+
+
+def title_of(kind: str) -> str:
+    """Return the name of a class in words, such as ``Checkpoint not found``."""
+    words = _WORD.findall(kind)
+    return " ".join(words[:-1] if len(words) > 2 and words[-1] == "Error" else words).capitalize()
 
 
 def response_of(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
@@ -83,8 +114,14 @@ def response_of(problem: Problem, headers: dict[str, str] | None = None) -> JSON
 
 def response_of_status(error: HTTPException) -> JSONResponse:
     """Return an error of HTTP itself as a response."""
-    title = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
-    return response_of(Problem(type="HTTPError", title=title, status=error.status_code), dict(error.headers or {}))
+    detail = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
+    return response_of(Problem.of(HTTP_ERROR, error.status_code, detail), dict(error.headers or {}))
+
+
+def response_of_error(error: errors.CheckpointError) -> JSONResponse:
+    """Return an error of the library as a response."""
+    headers = {"Retry-After": str(error.retry_seconds)} if isinstance(error, errors.LimitError) else None
+    return response_of(problem_of(error), headers)
 
 
 def install(app: FastAPI) -> None:
@@ -93,29 +130,28 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(errors.CheckpointError)
     def tell_error(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, errors.CheckpointError)
-        return response_of(problem_of(error))
+        return response_of_error(error)
 
     @app.exception_handler(HTTPException)
     def tell_status(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods_at(app, request.url.path)):
             error.headers = {"Allow": ", ".join(methods)}  # that of the router names the methods of one function
+        if error.detail == HTTPStatus(error.status_code).phrase:  # the router says no more
+            error.detail = _SAID.get(error.status_code, error.detail)
         return response_of_status(error)
 
     @app.exception_handler(RequestValidationError)
     def tell_invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         messages = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        found = Problem(
-            type="RequestError", title="the request cannot be understood", status=422, got="; ".join(messages)
-        )
-        return response_of(found)
+        return response_of(Problem.of("RequestError", 422, "the request cannot be understood", got="; ".join(messages)))
 
     @app.exception_handler(Exception)
     def tell_bug(_: Request, error: Exception) -> JSONResponse:
-        logger.error("a request failed with an unexpected error", exc_info=error)
-        title = "the server failed; its log says why"
-        return response_of(Problem(type="ServerError", title=title, status=500))
+        instance = uuid.uuid4().urn
+        logger.error("a request failed with an unexpected error, %s", instance, exc_info=error)
+        return response_of(Problem.of("ServerError", 500, "the server failed; its log says why", instance=instance))
 
 
 def _methods_at(app: FastAPI, path: str) -> list[str]:

@@ -10,10 +10,16 @@ from pydantic import BaseModel, Field
 from ckpt_lib.maintenance.cleanup import CleanupReport
 from ckpt_lib.policies.retention import Decision, RetentionPlan
 from ckpt_lib.web.access import Reader
-from ckpt_lib.web.reading import ExperimentName, manager_of
-from ckpt_lib.web.rules import MaxCheckpoints, rules_of
+from ckpt_lib.web.problems import refusals
+from ckpt_lib.web.reading import NO_EXPERIMENT, ExperimentName, manager_of
+from ckpt_lib.web.rules import MAX_CHECKPOINTS, MaxCheckpoints, rules_of
 
 router = APIRouter(tags=["read"])
+MOST_PREVIEWS = 8
+"""Each reads payloads for a while, on one of the 40 threads that answer requests."""
+_REFUSALS = NO_EXPERIMENT | refusals(
+    {429: "Too many plans are being made, or requests were sent; `Retry-After` says when to try again."}
+)
 
 
 class PlannedCleanup(BaseModel):
@@ -46,12 +52,12 @@ class RetentionPreview(PlannedCleanup):
     backups_failed: bool = Field(description="There is no plan for the backups, though there should be one.")
 
 
-@router.get("/experiments/{experiment}/retention")
-def plan_retention(
+@router.get("/experiments/{experiment}/retention", responses=_REFUSALS)
+def preview_cleanup(
     request: Request,
-    _: Reader,
+    who: Reader,
     experiment: ExperimentName,
-    max_checkpoints: Annotated[MaxCheckpoints, Query()] = None,
+    max_checkpoints: Annotated[MaxCheckpoints, Query(description=MAX_CHECKPOINTS)] = None,
     policy: Annotated[str | None, Query(max_length=10_000, description="A retention policy as JSON.")] = None,
 ) -> RetentionPreview:
     """Show what a cleanup would delete, why, and what that frees; by default, by the policy of the configuration.
@@ -60,7 +66,11 @@ def plan_retention(
     """
     manager = manager_of(request, experiment)
     rules = rules_of(manager, max_checkpoints, policy)
-    report = manager.cleanup_checkpoints(policy=rules, dry_run=True, verify=False)
+    give_back = request.app.state.previews.take(who)
+    try:  # on a worker thread, as all operations here that are no coroutines
+        report = manager.cleanup_checkpoints(policy=rules, dry_run=True, verify=False)
+    finally:
+        give_back()
     return _preview(report, manager.config.trash_seconds)
 
 

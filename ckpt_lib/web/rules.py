@@ -11,9 +11,8 @@ from ckpt_lib.maintenance.cleaners import at_most
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.policies.retention import RetentionPolicy
 
-MaxCheckpoints = Annotated[
-    int | None, Field(ge=0, lt=2**63, description="How many stay in all; pinned ones come in addition.")
-]
+MAX_CHECKPOINTS = "How many stay in all; pinned ones come in addition."
+MaxCheckpoints = Annotated[int | None, Field(ge=0, lt=2**63, description=MAX_CHECKPOINTS)]
 _ADAPTER: TypeAdapter[RetentionPolicy] = TypeAdapter(RetentionPolicy)
 
 

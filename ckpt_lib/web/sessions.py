@@ -13,7 +13,8 @@ from ckpt_lib.web.access import ANYONE, Access
 from ckpt_lib.web.tokens import Scope, Token
 
 _KEPT = 1_000
-"""The least recently used sessions are forgotten."""
+_KEPT_EACH = 100
+"""The least recently used sessions are forgotten, of one token and of all: no token ends those of all others."""
 
 
 class Sessions:
@@ -30,6 +31,9 @@ class Sessions:
         self._access.authenticate(text)
         session_id = secrets.token_urlsafe(32)
         with self._lock:
+            own = [known for known, other in self._texts.items() if other == text]
+            for oldest in own[: max(0, len(own) + 1 - _KEPT_EACH)]:
+                del self._texts[oldest]
             self._texts[session_id] = text
             while len(self._texts) > _KEPT:
                 self._texts.popitem(last=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -80,6 +81,7 @@ class ThreadRunner:
         except CheckpointError as error:
             return JobUpdate(state="failed", problem=problem_of(error))
         except Exception as error:
-            logger.exception("the job %s failed with an unexpected error", job.job_id)
-            title = f"the server failed: {type(error).__name__}; its log says why"
-            return JobUpdate(state="failed", problem=Problem(type="ServerError", title=title, status=500))
+            instance = uuid.uuid4().urn
+            logger.exception("the job %s failed with an unexpected error, %s", job.job_id, instance)
+            detail = f"the server failed: {type(error).__name__}; its log says why"
+            return JobUpdate(state="failed", problem=Problem.of("ServerError", 500, detail, instance=instance))

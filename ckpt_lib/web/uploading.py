@@ -18,7 +18,7 @@ from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.web.access import Writer
 from ckpt_lib.web.kept_files import FolderId
-from ckpt_lib.web.problems import documented
+from ckpt_lib.web.problems import documented, refusals
 from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.uploads import Upload, Uploads
 
@@ -26,15 +26,38 @@ VERSION = "1.0.0"
 MEDIA_TYPE = "application/offset+octet-stream"
 _BLOCK_BYTES = 2**20
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):\s*(?:$|,|;)")
+_METADATA = r"^([^ ,]+( [A-Za-z0-9+/=]*)?, *)*filename [A-Za-z0-9+/]+={0,2}(, *[^ ,]+( [A-Za-z0-9+/=]*)?)*$"
+_DIGESTS = r"(^|,) *sha-256=:[A-Za-z0-9+/]{43}=: *($|,|;)"
 _BODY = {"required": True, "content": {MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     412: documented("The client speaks another version of tus."),
-    415: documented(f"The body is not {MEDIA_TYPE}."),
 }
+_CREATES = refusals(
+    {
+        413: "The file is larger than the server allows.",
+        429: "There are too many uploads or requests; `Retry-After` says when to try again.",
+        507: "There is no room for the file.",
+    }
+)
+_NO_UPLOAD = refusals({404: "There is no such upload: it was imported or deleted, or has expired."})
+_APPENDS = _NO_UPLOAD | refusals(
+    {
+        409: "The upload goes on at another byte.",
+        413: "The upload would become larger than it was begun with.",
+        415: f"The body is not {MEDIA_TYPE}.",
+        507: "The disk is full.",
+    }
+)
 
 
 def _check_version(
-    tus_resumable: Annotated[str | None, Header(description=f"{VERSION}, if it is given.")] = None,
+    tus_resumable: Annotated[
+        str | None,
+        Header(
+            description="The version of tus, if it is given.",
+            json_schema_extra={"pattern": f"^{re.escape(VERSION)}$"},
+        ),
+    ] = None,
 ) -> None:
     if tus_resumable not in (None, VERSION):
         title = f"this server speaks tus {VERSION}, not {shown(tus_resumable)}"
@@ -52,7 +75,7 @@ class UploadState(BaseModel):
     size_bytes: int
     sha256: str
     offset_bytes: int = Field(description="How many bytes have arrived.")
-    path: str = Field(description="Where it goes on, on this server.")
+    href: str = Field(description="Where it goes on, on this server.")
 
 
 def uploads_of(request: Request) -> Uploads:
@@ -61,7 +84,9 @@ def uploads_of(request: Request) -> Uploads:
     return transfers.uploads
 
 
-@router.options("/uploads", status_code=status.HTTP_204_NO_CONTENT)
+@router.options(
+    "/uploads", status_code=status.HTTP_204_NO_CONTENT, response_description="The headers say what the server can."
+)
 def describe_uploads(request: Request, _: Writer) -> Response:
     """Tell which version of tus the server speaks, and how large uploads may be."""
     facts = {"Tus-Version": VERSION, "Tus-Extension": "creation,expiration,termination"}
@@ -69,7 +94,7 @@ def describe_uploads(request: Request, _: Writer) -> Response:
     return Response(status_code=status.HTTP_204_NO_CONTENT, headers={"Tus-Resumable": VERSION} | facts | limit)
 
 
-@router.post("/uploads", status_code=status.HTTP_201_CREATED)
+@router.post("/uploads", status_code=status.HTTP_201_CREATED, responses=_CREATES)
 def create_upload(
     request: Request,
     response: Response,
@@ -77,10 +102,22 @@ def create_upload(
     *,
     upload_length: Annotated[int, Header(ge=0, lt=2**63, description="The size of the file in bytes.")],
     upload_metadata: Annotated[
-        str, Header(max_length=4_000, description="`filename` and, behind a blank, the name in Base64.")
+        str,
+        Header(
+            max_length=4_000,
+            description="`filename` and, behind a blank, the name in Base64.",
+            examples=["filename bW9kZWwucHQ="],
+            json_schema_extra={"pattern": _METADATA},  # for clients; the refusal says it in words
+        ),
     ],
     repr_digest: Annotated[
-        str, Header(max_length=1_000, description="The SHA-256 of the file, as `sha-256=:BASE64:` (RFC 9530).")
+        str,
+        Header(
+            max_length=1_000,
+            description="The SHA-256 of the file, as `sha-256=:BASE64:` (RFC 9530).",
+            examples=["sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:"],
+            json_schema_extra={"pattern": _DIGESTS},
+        ),
     ],
 ) -> UploadState:
     """Begin the upload of one file. `Location` is where its bytes go, by PATCH."""
@@ -90,11 +127,16 @@ def create_upload(
         raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE, title)
     upload = uploads.create(_filename_in(upload_metadata), upload_length, _sha256_in(repr_digest), who)
     state = _state(request, upload, 0)
-    response.headers.update({"Location": state.path} | _headers(uploads, upload, 0))
+    response.headers.update({"Location": state.href} | _headers(uploads, upload, 0))
     return state
 
 
-@router.head("/uploads/{upload_id}")
+@router.head(
+    "/uploads/{upload_id}",
+    response_class=Response,
+    response_description="The headers say how far it is.",
+    responses=_NO_UPLOAD,
+)
 def show_offset(request: Request, _: Writer, upload_id: FolderId) -> Response:
     """Tell how far an upload is, in `Upload-Offset`."""
     uploads = uploads_of(request)
@@ -103,7 +145,7 @@ def show_offset(request: Request, _: Writer, upload_id: FolderId) -> Response:
     return Response(headers={"Cache-Control": "no-store"} | _headers(uploads, upload, offset))
 
 
-@router.get("/uploads/{upload_id}")
+@router.get("/uploads/{upload_id}", responses=_NO_UPLOAD)
 def get_upload(request: Request, response: Response, _: Writer, upload_id: FolderId) -> UploadState:
     """Show an upload."""
     uploads = uploads_of(request)
@@ -113,7 +155,13 @@ def get_upload(request: Request, response: Response, _: Writer, upload_id: Folde
     return state
 
 
-@router.patch("/uploads/{upload_id}", status_code=status.HTTP_204_NO_CONTENT, openapi_extra={"requestBody": _BODY})
+@router.patch(
+    "/uploads/{upload_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    openapi_extra={"requestBody": _BODY},
+    response_description="The headers say how far it is now.",
+    responses=_APPENDS,
+)
 async def append_to_upload(
     request: Request,
     _: Writer,
@@ -134,7 +182,12 @@ async def append_to_upload(
     return Response(status_code=status.HTTP_204_NO_CONTENT, headers=headers)
 
 
-@router.delete("/uploads/{upload_id}", status_code=status.HTTP_204_NO_CONTENT)
+@router.delete(
+    "/uploads/{upload_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    response_description="It is gone.",
+    responses=_NO_UPLOAD,
+)
 def cancel_upload(request: Request, _: Writer, upload_id: FolderId) -> Response:
     """Remove an upload."""
     uploads = uploads_of(request)
@@ -182,8 +235,8 @@ class _Receiver:
 
 def _state(request: Request, upload: Upload, offset_bytes: int) -> UploadState:
     shown_facts = upload.model_dump(include=set(UploadState.model_fields))
-    path = str(request.app.url_path_for("get_upload", upload_id=upload.upload_id))
-    return UploadState(**shown_facts, offset_bytes=offset_bytes, path=path)
+    href = str(request.app.url_path_for("get_upload", upload_id=upload.upload_id))
+    return UploadState(**shown_facts, offset_bytes=offset_bytes, href=href)
 
 
 def _headers(uploads: Uploads, upload: Upload, offset_bytes: int) -> dict[str, str]:

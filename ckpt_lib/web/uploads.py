@@ -16,15 +16,7 @@ from typing import IO
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from ckpt_lib.core.wording import shown, size_text
-from ckpt_lib.errors import (
-    AlreadyRunningError,
-    CheckpointExistsError,
-    CheckpointNotFoundError,
-    ConfigError,
-    CorruptCheckpointError,
-    StorageFullError,
-    VersionConflictError,
-)
+from ckpt_lib.errors import ConfigError, LimitError, StorageFullError, UploadConflictError, UploadNotFoundError
 from ckpt_lib.store.local.os_errors import errors_of_writing, typed_errors
 from ckpt_lib.stream import Progress
 from ckpt_lib.web.kept_files import KeptFolders, require_room
@@ -67,7 +59,7 @@ class Uploads:
 
         Raises :class:`~ckpt_lib.errors.ConfigError` for a name that no file of a checkpoint has,
         :class:`~ckpt_lib.errors.StorageFullError` where there is no room for so many bytes, and
-        :class:`~ckpt_lib.errors.AlreadyRunningError` for too many uploads.
+        :class:`~ckpt_lib.errors.LimitError` for too many uploads.
         """
         if not _NAME.fullmatch(name):
             raise ConfigError(
@@ -82,7 +74,12 @@ class Uploads:
     def _require_room(self, size_bytes: int) -> None:
         known = self._known()
         if len(known) >= MOST_UPLOADS:
-            raise AlreadyRunningError("there are too many uploads", expected=f"at most {MOST_UPLOADS:,}")
+            raise LimitError(
+                "there are too many uploads",
+                expected=f"at most {MOST_UPLOADS:,}",
+                hint="Import some, or DELETE them.",
+                retry_seconds=60,
+            )
         if sum(upload.size_bytes for upload in known) + size_bytes > self.most_bytes:
             raise StorageFullError(
                 "this and the other uploads are larger than the server allows",
@@ -93,7 +90,7 @@ class Uploads:
 
     def _missing_bytes(self, upload: Upload) -> int:
         """Return how many bytes are still to come, for which there must be room as well."""
-        with suppress(CheckpointNotFoundError):
+        with suppress(UploadNotFoundError):
             return upload.size_bytes - self.offset_bytes(upload)
         return 0
 
@@ -113,7 +110,7 @@ class Uploads:
         return upload
 
     def get(self, upload_id: str) -> Upload:
-        """Return an upload. Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`."""
+        """Return an upload. Raises :class:`~ckpt_lib.errors.UploadNotFoundError`."""
         try:
             return Upload.model_validate_json(self._record(upload_id).read_bytes())
         except (OSError, ValidationError) as error:  # a crash may have kept the record from being written
@@ -136,13 +133,13 @@ class Uploads:
     def append(self, upload: Upload, position: int, data: bytes | bytearray) -> None:
         """Add bytes at ``position``.
 
-        Raises :class:`~ckpt_lib.errors.VersionConflictError`, and adds nothing, if the upload goes on at another one,
+        Raises :class:`~ckpt_lib.errors.UploadConflictError`, and adds nothing, if the upload goes on at another one,
         and :class:`~ckpt_lib.errors.StoreError` where only a part of them was added.
         """
         with self._locked(upload) as descriptor:
             there = os.fstat(descriptor).st_size
             if position != there:
-                raise VersionConflictError(
+                raise UploadConflictError(
                     "the upload goes on at another byte", expected=there, got=position, hint="HEAD tells the offset."
                 )
             view = memoryview(data)
@@ -167,8 +164,11 @@ class Uploads:
         found = [self.get(upload_id) for upload_id in upload_ids]
         for upload in found:
             if (there := self.offset_bytes(upload)) < upload.size_bytes:
-                raise ConfigError(
-                    f"the upload of {shown(upload.name)} is not complete", expected=upload.size_bytes, got=there
+                raise UploadConflictError(
+                    f"the upload of {shown(upload.name)} is not complete",
+                    expected=f"{upload.size_bytes:,} bytes",
+                    got=f"{there:,}",
+                    hint="PATCH adds the rest.",
                 )
         return found
 
@@ -176,8 +176,8 @@ class Uploads:
     def assembled(self, upload_ids: Sequence[str], progress: Progress) -> Iterator[Path]:
         """Yield the path of a verified file, or of a folder of several. It is gone afterwards; the uploads stay.
 
-        Raises as :meth:`require_complete`, :class:`~ckpt_lib.errors.CorruptCheckpointError` for an upload that differs
-        from its digest, and :class:`~ckpt_lib.errors.CheckpointExistsError` for two of the same name.
+        Raises as :meth:`require_complete`, :class:`~ckpt_lib.errors.UploadConflictError` for an upload that differs
+        from its digest, and :class:`~ckpt_lib.errors.UploadConflictError` for two of the same name.
         """
         uploads = self.require_complete(upload_ids)
         for upload in uploads:
@@ -199,7 +199,7 @@ class Uploads:
                 size_bytes += len(block)
                 progress(len(block))
         if (digest.hexdigest(), size_bytes) != (upload.sha256, upload.size_bytes):
-            raise CorruptCheckpointError(
+            raise UploadConflictError(
                 f"the upload of {shown(upload.name)} differs from its digest",
                 expected=f"SHA-256 {upload.sha256}",
                 got=digest.hexdigest(),
@@ -221,7 +221,7 @@ class Uploads:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.link(self._data(upload), path)
             except (FileExistsError, NotADirectoryError) as error:
-                raise CheckpointExistsError(
+                raise UploadConflictError(
                     "two uploads have the same name", got=shown(upload.name), hint="DELETE one of them."
                 ) from error
 
@@ -230,7 +230,7 @@ class Uploads:
         for name in self.folders.names():
             try:
                 found.append(self.get(name))
-            except CheckpointNotFoundError:  # being created, or removed
+            except UploadNotFoundError:  # being created, or removed
                 continue
         return found
 
@@ -262,5 +262,5 @@ def _without_outer_folders(path: Path) -> Path:
     return path
 
 
-def _no_upload() -> CheckpointNotFoundError:
-    return CheckpointNotFoundError("there is no such upload", hint="It was imported, deleted, or has expired.")
+def _no_upload() -> UploadNotFoundError:
+    return UploadNotFoundError("there is no such upload", hint="It was imported, deleted, or has expired.")

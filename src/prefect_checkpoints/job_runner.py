@@ -211,8 +211,8 @@ def _update_of(client: SyncPrefectClient, run: FlowRun) -> JobUpdate:
     return JobUpdate(**facts)
 
 
-def _failed(kind: str, title: str) -> JobUpdate:
-    problem = Problem(type=kind, title=title, status=500)
+def _failed(kind: str, detail: str) -> JobUpdate:
+    problem = Problem.of(kind, 500, detail)
     return JobUpdate(state="failed", problem=problem, ended_at=datetime.now(UTC))
 
 

@@ -28,7 +28,8 @@ from ckpt_lib.errors import (
 from ckpt_lib.experiment import copies, deletion, edits
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.query import Catalogue, MonitorRecord
-from ckpt_lib.index.selection import SORTABLE, select
+from ckpt_lib.index.places import SORTABLE
+from ckpt_lib.index.selection import select
 from ckpt_lib.store import Entry, open_store
 from tests.experiment.small import save
 from tests.helpers import MakeManager

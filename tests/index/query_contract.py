@@ -11,6 +11,7 @@ from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import CheckpointNotFoundError, UnknownMetricError
 from ckpt_lib.index.database import IndexDatabase
 from ckpt_lib.index.listing import FolderKey
+from ckpt_lib.index.places import Place
 from ckpt_lib.index.selection import Selection, select_from
 from tests.index.examples import NAMES, SELECTIONS, STORE, described, experiments, note
 
@@ -59,6 +60,38 @@ class QueryContract:
                 pages += page
                 after = f"{page[-1].experiment_name}/{page[-1].checkpoint_id}"
             assert pages == whole
+
+    @same_database
+    @given(experiments(), SELECTIONS, st.integers(0, 20))
+    def test_a_place_outlasts_its_checkpoint(
+        self, database: IndexDatabase, stored: dict[str, list[Manifest]], selection: Selection, at: int
+    ) -> None:
+        """A page goes on behind the place of a checkpoint that is gone, in whatever order."""
+        for sort_by in ("sequence", "epoch", "timestamp", "checkpoint_id", *NAMES[:1]):
+            self._fill(database, stored)
+            asked = vars(selection) | {"limit": None, "sort_by": sort_by, "where": ()}
+            try:
+                whole = database.find(STORE, Selection(**asked))
+            except UnknownMetricError:
+                continue
+            if not whole:
+                return
+            last = whole[at % len(whole)]
+            rest = {
+                name: [
+                    item for item in items if (name, item.checkpoint_id) != (last.experiment_name, last.checkpoint_id)
+                ]
+                for name, items in stored.items()
+            }
+            self._fill(database, rest)
+            place = Place.of(last, sort_by, in_all=True)
+            try:
+                following = database.find(STORE, Selection(**asked | {"after": place}))
+            except UnknownMetricError:  # the only one that had recorded it is gone
+                continue
+            names = [(item.experiment_name, item.checkpoint_id) for item in following or []]
+            expected = whole[whole.index(last) + 1 :]
+            assert names == [(item.experiment_name, item.checkpoint_id) for item in expected]
 
     def test_a_page_after_what_is_not_there_is_refused(self, database: IndexDatabase) -> None:
         """The page would begin anywhere."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 import operator
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricError
 from ckpt_lib.index.conditions import Condition, Operator
-from ckpt_lib.index.selection import SORTABLE, select
+from ckpt_lib.index.places import SORTABLE, Place
+from ckpt_lib.index.selection import select
 
 MOMENT = datetime(2026, 11, 1, tzinfo=UTC)
 COMPARE: dict[Operator, Callable[[Any, Any], bool]] = {
@@ -180,6 +182,33 @@ def test_pages_add_up_to_the_whole(sort_by: str, descending: bool, limit: int) -
     ):
         pages += page
     assert pages == whole
+
+
+@given(st.sampled_from([*SORTABLE, "loss"]), st.booleans(), st.integers(0, len(KNOWN) - 1), st.booleans())
+def test_a_place_outlasts_its_checkpoint(sort_by: str, descending: bool, at: int, in_all: bool) -> None:
+    """The page after a place goes on behind it, whether its checkpoint is there or was deleted meanwhile."""
+    whole = select(KNOWN, sort_by=sort_by, descending=descending)
+    place = Place.of(whole[at], sort_by, in_all=in_all)
+    rest = [item for item in KNOWN if item != whole[at]]
+    for after in (place, str(place)):
+        assert select(KNOWN, sort_by=sort_by, descending=descending, after=after) == whole[at + 1 :]
+        assert select(rest, sort_by=sort_by, descending=descending, after=after) == whole[at + 1 :]
+
+
+@pytest.mark.parametrize("sort_by", ["sequence", "checkpoint_id", "timestamp", "loss"])
+def test_a_text_that_is_no_place_of_the_order_is_refused(sort_by: str) -> None:
+    """Cut off, changed, or of a page in another order: the list would begin anywhere."""
+    other = str(Place.of(KNOWN[0], "epoch"))
+    wrong = ["~", "~x", other, other[:-4], "~" + "A" * 300]
+    values = ('"a"', "1" + "0" * 400, "1e999", "true", "[]", "null" if sort_by != "loss" else "1", "0.5")
+    for value in values[: 6 if sort_by == "loss" else 7]:
+        if sort_by == "checkpoint_id" and value == '"a"':
+            continue
+        text = f'{{"by":"{sort_by}","value":{value},"experiment":"","id":"x","sequence":1,"at":0}}'
+        wrong.append("~" + base64.urlsafe_b64encode(text.encode()).decode().rstrip("="))
+    for after in wrong:
+        with pytest.raises(ConfigError, match="cannot begin after"):
+            select(KNOWN, sort_by=sort_by, after=after)
 
 
 def test_a_page_after_what_is_not_there_is_refused() -> None:

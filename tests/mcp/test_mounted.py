@@ -52,7 +52,7 @@ def test_a_client_with_a_token_asks_over_http(config: CheckpointConfig, tmp_path
         assert api.post(f"{url}/other", headers=headers).status_code == 404
     assert names == READING
     assert found.structured_content is not None
-    assert found.structured_content["validation"]["is_sound"] is True
+    assert found.structured_content["validation"]["is_valid"] is True
 
 
 def test_the_log_of_the_program_stays_its_own(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:

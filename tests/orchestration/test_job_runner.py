@@ -78,7 +78,7 @@ def until(what: str, condition: Callable[[], Any], seconds: float = 60) -> Any:
 
 def started(client: httpx.Client, operation: str, *names: str) -> tuple[str, FlowRun]:
     """A new job, and the flow run that Prefect has of it."""
-    response = client.post(JOBS, json={"operation": operation, "names": names})
+    response = client.post(JOBS, json={"operation": operation, "names": list(names) or "all"})
     assert response.status_code == 202, response.text
     job_id = str(response.json()["job_id"])
     return job_id, until("the run", lambda: next(iter(runs_of(job_id)), None))
@@ -123,7 +123,8 @@ def test_one_bad_checkpoint_does_not_lose_the_others(client: httpx.Client, confi
     assert state.is_failed()
     assert "1 of 3 checkpoints failed" in str(state.message)
     job = awaited(client, job_id, "failed")
-    assert [item["result"] for item in job["result"]] == [None, "copied", "copied"]
+    copied = {"kind": "backup", "done": "copied"}
+    assert [item["result"] for item in job["result"]] == [None, copied, copied]
     assert job["problem"]["type"] == "CorruptCheckpointError"
     assert CheckpointManager(config, EXPERIMENT).backup_ids() == ids[1:]
 
@@ -196,12 +197,12 @@ def test_the_next_server_finds_running_jobs_again(settings: ServerSettings) -> N
         api.delete_flow_run(lost.id)
     with served(settings) as client:
         assert len(awaited(client, first[0], "succeeded")["result"]) == 3
-        assert awaited(client, third, "interrupted")["problem"]["title"] == "its flow run was deleted"
+        assert awaited(client, third, "interrupted")["problem"]["detail"] == "its flow run was deleted"
         assert job_of(client, second[0])["state"] == "running"
         assert len(runs_of(second[0])) == 1
     with served(settings.model_copy(update={"runner": "threads"})) as client:
         assert job_of(client, second[0])["state"] == "interrupted"
-        assert "runner prefect" in job_of(client, second[0])["problem"]["title"]
+        assert "runner prefect" in job_of(client, second[0])["problem"]["detail"]
 
 
 def test_while_prefect_does_not_answer_jobs_wait(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +214,7 @@ def test_while_prefect_does_not_answer_jobs_wait(client: httpx.Client, monkeypat
         raise httpx.ConnectError("refused")
 
     monkeypatch.setattr(job_runner, "_runs_of", away)
-    job_id = client.post(JOBS, json={"operation": "validate"}).json()["job_id"]
+    job_id = client.post(JOBS, json={"operation": "validate", "names": "all"}).json()["job_id"]
     until("three failures", lambda: len(failures) >= 3)
     assert job_of(client, job_id)["state"] == "waiting"
     monkeypatch.setattr(job_runner, "_runs_of", original)

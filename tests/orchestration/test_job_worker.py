@@ -54,12 +54,12 @@ def test_a_worker_does_jobs(server_environment: dict[str, str], tmp_path: Path) 
         worker(server_environment, tmp_path / "worker.log"),
         served(settings) as client,
     ):
-        started = client.post(JOBS, json={"operation": "validate"}).json()["job_id"]
+        started = client.post(JOBS, json={"operation": "validate", "names": "all"}).json()["job_id"]
         until("some bytes", lambda: job_of(client, started)["done_bytes"], seconds=SECONDS_TO_WAIT)
         assert client.delete(f"/jobs/{started}").status_code == 202
         ended = until("its end", lambda: _ended(client, started), seconds=SECONDS_TO_WAIT)
         assert ended["state"] == "cancelled", ended
-        other = client.post(JOBS, json={"operation": "backup"}).json()["job_id"]
+        other = client.post(JOBS, json={"operation": "backup", "names": "all"}).json()["job_id"]
         ended = until("its end", lambda: _ended(client, other), seconds=SECONDS_TO_WAIT)
     assert ended["state"] == "succeeded", ended
     assert manager.backup_ids() == manager.checkpoint_ids()

@@ -98,7 +98,7 @@ def test_files_of_a_folder(client: httpx.Client, config: CheckpointConfig) -> No
     listed = client.get(f"{path}/files").json()
     assert len(listed["items"]) > 1
     for item in listed["items"]:
-        found = client.get(item["path"].removeprefix("/api/v1"))
+        found = client.get(item["href"].removeprefix("/api/v1"))
         assert hashlib.sha256(found.content).hexdigest() == item["sha256"]
         assert len(found.content) == item["size_bytes"]
     refused = client.get(f"{path}/payload")

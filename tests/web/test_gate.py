@@ -122,7 +122,7 @@ def test_each_token_has_its_own_rate(guarded: ServerSettings) -> None:
     with served(guarded.model_copy(update={"requests_per_second": 0.5})) as client:
         assert client.get(LATEST, headers=run).status_code == 200
         refused = client.get(LATEST, headers=run)
-        assert (refused.status_code, refused.json()["type"]) == (429, "HTTPError")
+        assert (refused.status_code, refused.json()["type"]) == (429, "LimitError")
         assert refused.headers["Retry-After"] in ("1", "2")
         assert client.get(LATEST, headers=other).status_code == 200
         assert client.get("/openapi.json").status_code == 200

@@ -96,7 +96,7 @@ def test_a_generated_client(package: ModuleType, server: httpx.Client, config: C
 
         job = _ended(api, api("start_job", "digits", body=models.Validate(names=["best", "latest"])))
         assert job.state == "succeeded"
-        assert [outcome.result["is_valid"] for outcome in job.result] == [True, True]
+        assert [outcome.result.is_valid for outcome in job.result] == [True, True]
 
         problem = api("get_checkpoint", "digits", "nothing")
         assert (type(problem).__name__, problem.status, problem.type_) == ("Problem", 404, "CheckpointNotFoundError")

@@ -95,7 +95,7 @@ def test_names_lead_nowhere(client: httpx.Client, config: CheckpointConfig, name
     check_refused(client.delete(f"{CHECKPOINTS}/{place}"))
     check_refused(client.post(f"{CHECKPOINTS}/{place}/undelete"))
     check_refused(client.patch(f"{CHECKPOINTS}/{place}", json={"pinned": True}))
-    check_refused(client.post(f"/experiments/{place}/jobs", json={"operation": "backup"}))
+    check_refused(client.post(f"/experiments/{place}/jobs", json={"operation": "backup", "names": "all"}))
     check_refused(client.post("/experiments/digits/jobs", json={"operation": "repair", "names": [name]}))
     for parameters in ({"after": name}, {"sort_by": name}, {"where": name}):
         check_refused(client.get(CHECKPOINTS, params=parameters))
@@ -119,7 +119,7 @@ def test_markup_is_text(client: httpx.Client, config: CheckpointConfig) -> None:
         assert MARKUP in response.json()["tags"]
         assert response.json()["description"] == f"</script>{MARKUP}"
     assert MARKUP in CheckpointManager(config, "digits").get_checkpoint("latest").tags
-    assert client.get(CHECKPOINTS, params={"tag": MARKUP}).json()["items"][0]["epoch"] == 3
+    assert client.get(CHECKPOINTS, params={"tags": MARKUP}).json()["items"][0]["epoch"] == 3
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ import pytest
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, page
 from ckpt_lib.web import ServerSettings
+from ckpt_lib.web.access import Access
 from ckpt_lib.web.gate import MAX_BODY_BYTES
+from ckpt_lib.web.sessions import Sessions
 from ckpt_lib.web.tokens import SCOPES, TokenFile
 from tests.web.running import served
 
@@ -98,6 +100,15 @@ def test_a_revoked_token_ends_its_sessions(guarded: ServerSettings, tokens: dict
         assert browser.get("/ui/config").status_code == 401
 
 
+def test_no_token_ends_the_sessions_of_others(guarded: ServerSettings, tokens: dict[str, str]) -> None:
+    """However often it signs in: the oldest of its own sessions go."""
+    sessions = Sessions(Access(guarded))
+    other = sessions.start(tokens["write"])
+    own = [sessions.start(tokens["read"]) for _ in range(120)]
+    assert sessions.text_of(other) == tokens["write"]
+    assert [session for session in own if sessions.text_of(session)] == own[-100:]
+
+
 def test_other_sites_and_other_paths(guarded: ServerSettings, tokens: dict[str, str]) -> None:
     """A page of another site cannot use the session, and Gradio's uploads, files and proxy are not there."""
     with browser_of(guarded) as browser:
@@ -148,7 +159,7 @@ def test_the_page_takes_no_files(
             for path in ("run/predict", "queue/join"):
                 headers = {"Content-Type": "application/json"}
                 answer = browser.post(f"/ui/gradio_api/{path}", content=content, headers=headers)
-                assert (answer.status_code, answer.json()["title"]) == (400, "the page takes no files")
+                assert (answer.status_code, answer.json()["detail"]) == (400, "the page takes no files")
         assert not list(tmp_path.rglob("cache/*/secret"))
         for content in ("[" * 100_000, "{", b"\xff"):
             assert browser.post("/ui/gradio_api/run/predict", content=content).status_code == 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.web import ServerSettings, create_app
+from ckpt_lib.web.managers import Managers
+from ckpt_lib.web.problems import title_of
 from ckpt_lib.web.tokens import TokenFile
 from tests.web.running import served
 
@@ -51,9 +54,25 @@ def test_pages_follow_one_another(client: httpx.Client) -> None:
         assert epochs[3:] == ([("words", 1)] if path == "/checkpoints" else [])
 
 
+@pytest.mark.parametrize("path", ["/experiments/digits/checkpoints", "/checkpoints"])
+@pytest.mark.parametrize("order", [{}, {"sort_by": "val_loss"}, {"sort_by": "timestamp", "descending": True}], ids=str)
+def test_pages_go_on_where_one_was_deleted(
+    client: httpx.Client, config: CheckpointConfig, path: str, order: dict[str, Any]
+) -> None:
+    """The checkpoint that a page ended with may be gone when the next page is asked for."""
+    whole = [item["checkpoint_id"] for item in get(client, path, params=order)["items"]]
+    page = get(client, path, params={**order, "limit": 2})
+    last = page["items"][-1]
+    CheckpointManager(config, last["experiment_name"]).delete_checkpoint(last["checkpoint_id"])
+    rest = get(client, path, params={**order, "after": page["next"]})
+    assert [item["checkpoint_id"] for item in rest["items"]] == whole[2:]
+    if order:
+        get(client, path, 422, params={"after": page["next"]})
+
+
 def test_filters(client: httpx.Client) -> None:
     """Conditions, tags and text, as in lists on the command line."""
-    found = get(client, "/experiments/digits/checkpoints", params={"where": ["val_loss<3", "epoch>=3"], "tag": "odd"})
+    found = get(client, "/experiments/digits/checkpoints", params={"where": ["val_loss<3", "epoch>=3"], "tags": "odd"})
     assert [item["epoch"] for item in found["items"]] == [3]
     assert get(client, "/checkpoints", params={"search": "epoch_0002"})["items"][0]["epoch"] == 2
 
@@ -67,11 +86,11 @@ def test_one_checkpoint_by_name(client: httpx.Client) -> None:
 def test_summary_and_comparison(client: httpx.Client, config: CheckpointConfig) -> None:
     """The same numbers as those of a manager; values that are not finite are texts."""
     assert get(client, "/experiments/digits/summary")["total_checkpoints"] == 3
-    found = get(client, "/experiments/digits/comparison", params={"name": ["best", "latest"]})
+    found = get(client, "/experiments/digits/comparison", params={"names": ["best", "latest"]})
     assert found["metrics_comparison"] == {"val_loss": [1.0, 2.0]}
     manager = CheckpointManager(config, "words")
     manager.save_checkpoint(model=nn.Linear(1, 1), epoch=2, metrics={"val_loss": float("-inf")})
-    found = get(client, "/experiments/words/comparison", params={"name": ["latest~1", "latest"]})
+    found = get(client, "/experiments/words/comparison", params={"names": ["latest~1", "latest"]})
     assert found["metrics_comparison"] == {"val_loss": ["NaN", "-Infinity"]}
 
 
@@ -81,7 +100,7 @@ def test_options_that_are_no_number(client: httpx.Client, config: CheckpointConf
     for epoch, rate in enumerate((float("nan"), float("inf"))):
         options = {"rate": rate, "deep": {"rates": [rate]}, "same": float("nan")}
         manager.save_checkpoint(model=nn.Linear(1, 1), epoch=epoch, config=options)
-    found = get(client, "/experiments/options/comparison", params={"name": ["latest~1", "latest"]})
+    found = get(client, "/experiments/options/comparison", params={"names": ["latest~1", "latest"]})
     assert found["config_comparison"] == {"rate": ["NaN", "Infinity"], "deep.rates": [["NaN"], ["Infinity"]]}
 
 
@@ -93,7 +112,7 @@ def test_options_that_are_no_number(client: httpx.Client, config: CheckpointConf
         ("/experiments/digits/checkpoints?where=nonsense", 422, "ConfigError"),
         ("/experiments/digits/checkpoints?sort_by=nothing", 422, "UnknownMetricError"),
         ("/experiments/digits/checkpoints?limit=0", 422, "RequestError"),
-        ("/experiments/digits/comparison?name=best", 422, "RequestError"),
+        ("/experiments/digits/comparison?names=best", 422, "RequestError"),
         ("/experiments/..%2F..%2Fetc/checkpoints", 404, "HTTPError"),
         ("/experiments/%3Cscript%3E/checkpoints", 422, "InvalidNameError"),
         ("/nothing", 404, "HTTPError"),
@@ -103,7 +122,33 @@ def test_errors_are_problems(client: httpx.Client, config: CheckpointConfig, pat
     """With the class and the words of the library, and no path of the server."""
     problem = get(client, path, code)
     assert problem["type"] == kind
+    assert problem["title"] == (HTTPStatus(code).phrase if kind == "HTTPError" else title_of(kind))
+    assert problem["detail"] not in ("", problem["title"])
     assert config.checkpoint_dir not in json.dumps(problem)
+
+
+@pytest.mark.parametrize(
+    ("kind", "title"),
+    [
+        ("CheckpointNotFoundError", "Checkpoint not found"),
+        ("NotAStoreError", "Not a store"),
+        ("ConfigError", "Config error"),
+    ],
+)
+def test_titles_are_those_of_the_class(kind: str, title: str) -> None:
+    """In words, and the same whatever has happened."""
+    assert title_of(kind) == title
+
+
+def test_a_bug_is_found_in_the_log(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The answer says nothing of the inside, and names the entry of the log that does."""
+    monkeypatch.setattr(Managers, "of", lambda *_: 1 / 0)
+    problem = get(client, "/experiments/digits/summary", 500)
+    assert (problem["type"], problem["title"]) == ("ServerError", "Server error")
+    assert problem["instance"] in caplog.text
+    assert "ZeroDivisionError" not in json.dumps(problem)
 
 
 def test_wrong_tokens_lock_nobody_out(config: CheckpointConfig, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -13,6 +15,7 @@ from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.errors import ProtectedCheckpointError
 from ckpt_lib.policies.retention import KeepNewest
 from ckpt_lib.web import ServerSettings
+from ckpt_lib.web.retaining import MOST_PREVIEWS
 from tests.web.running import ended, served
 
 PLAN = "/experiments/digits/retention"
@@ -75,6 +78,30 @@ def test_a_damaged_one_takes_no_others_place(client: httpx.Client, config: Check
     assert manager.checkpoint_ids() == ids
 
 
+def test_plans_leave_places_for_other_requests(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes a while on a thread; one too many is told when to come back, and all else is answered meanwhile."""
+    going_on, begun = threading.Event(), threading.Semaphore(0)
+    plan = CheckpointManager.cleanup_checkpoints
+
+    def slowly(*args: Any, **options: Any) -> Any:
+        begun.release()
+        assert going_on.wait(30)
+        return plan(*args, **options)
+
+    monkeypatch.setattr(CheckpointManager, "cleanup_checkpoints", slowly)
+    with ThreadPoolExecutor() as pool:
+        asked = [pool.submit(client.get, PLAN) for _ in range(MOST_PREVIEWS // 2)]
+        for _ in asked:
+            assert begun.acquire(timeout=30)
+        refused = client.get(PLAN)
+        assert (refused.status_code, refused.json()["type"]) == (429, "LimitError")
+        assert refused.headers["retry-after"] == "5"
+        assert client.get("/experiments").status_code == 200
+        going_on.set()
+        assert {response.result().status_code for response in asked} == {200}
+    assert client.get(PLAN).status_code == 200
+
+
 def test_what_is_no_rule_is_refused(client: httpx.Client) -> None:
     """By the plan and by the job, before anything is looked at."""
     wrong: tuple[dict[str, str | int], ...] = (
@@ -101,7 +128,7 @@ def test_backups_that_changed_are_kept(config: CheckpointConfig, settings: Serve
         manager.delete_backup(ids[0])
         job = cleaned(client, max_checkpoints=1, fingerprint=plan["fingerprint"])
         assert (job["state"], job["result"][0]["result"]["deleted_ids"]) == ("failed", [ids[0]])
-        assert "backups" in job["problem"]["title"]
+        assert "backups" in job["problem"]["detail"]
         assert config.checkpoint_dir not in str(job)
     assert manager.backup_ids() == ids[1:]
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
-from ckpt_lib.errors import CheckpointNotFoundError, StorePermissionError, VersionConflictError
+from ckpt_lib.errors import ExportNotFoundError, StorePermissionError, UploadConflictError, UploadNotFoundError
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.transfers import Transfers
 from tests.cli.running import on_posix
@@ -196,7 +196,7 @@ def test_requests_at_once_mix_nothing_up(settings: ServerSettings) -> None:
 
     def send(size: int) -> None:
         while (position := uploads.offset_bytes(started)) < len(data):
-            with suppress(VersionConflictError):
+            with suppress(UploadConflictError):
                 uploads.append(started, position, data[position : position + size])
 
     with ThreadPoolExecutor(8) as pool:
@@ -237,7 +237,7 @@ def test_an_export_goes_to_another_experiment(
     assert len(export["items"]) == 2
     uploads = []
     for item in export["items"]:
-        data = client.get(item["path"].removeprefix("/api/v1")).content
+        data = client.get(item["href"].removeprefix("/api/v1")).content
         assert hashlib.sha256(data).hexdigest() == item["sha256"]
         uploads.append(upload(client, data, item["name"]))
     body = {"operation": "import", "uploads": uploads}
@@ -257,17 +257,17 @@ def test_nothing_is_imported_that_is_not_whole(
     data = of_torch(tmp_path)
     begun = begin(client, data).json()["upload_id"]
     body = {"operation": "import", "uploads": [begun]}
-    assert client.post(JOBS, json=body).json()["title"] == "the upload of 'model.pt' is not complete"
+    assert client.post(JOBS, json=body).json()["detail"] == "the upload of 'model.pt' is not complete"
     assert client.post(JOBS, json={"operation": "import", "uploads": ["0" * 32]}).status_code == 404
     assert client.post(JOBS, json={"operation": "import", "uploads": []}).status_code == 422
     repeated = client.post(JOBS, json={"operation": "import", "uploads": ["0" * 32] * 2})
-    assert (repeated.status_code, repeated.json()["title"]) == (422, "an upload is named twice")
+    assert (repeated.status_code, repeated.json()["detail"]) == (422, "an upload is named twice")
     altered = begin(client, data)
     add(client, place_of(altered), data[:-1] + b"?")
     job = imported(client, altered.json()["upload_id"])
-    assert (job["state"], job["problem"]["type"]) == ("failed", "CorruptCheckpointError")
+    assert (job["state"], job["problem"]["type"]) == ("failed", "UploadConflictError")
     twice = [upload(client, data), upload(client, data)]
-    assert imported(client, *twice)["problem"]["type"] == "CheckpointExistsError"
+    assert imported(client, *twice)["problem"]["type"] == "UploadConflictError"
     for content in (b"", b"no checkpoint"):
         job = imported(client, upload(client, content))
         assert (job["state"], job["result"]) == ("failed", None)
@@ -328,7 +328,7 @@ def test_weights_of_the_best_in_bf16(client: httpx.Client, config: CheckpointCon
     result = job["result"][0]["result"]
     (file,) = client.get(f"/exports/{result['export_id']}").json()["items"]
     assert [file["name"]] == [item["name"] for item in result["files"]]
-    path = file["path"].removeprefix("/api/v1")
+    path = file["href"].removeprefix("/api/v1")
     data = client.get(path).content
     rest = client.get(path, headers={"Range": "bytes=100-", "If-Range": f'"{file["sha256"]}"'})
     assert data[:100] + rest.content == data
@@ -406,6 +406,15 @@ def test_there_is_room_for_what_was_promised(settings: ServerSettings, monkeypat
         assert begin(client, b"x" * 600).status_code == 201
 
 
+def test_the_number_of_uploads_is_limited(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One too many is told when to try again."""
+    monkeypatch.setattr("ckpt_lib.web.uploads.MOST_UPLOADS", 1)
+    assert begin(client, b"x").status_code == 201
+    refused = begin(client, b"x")
+    assert (refused.status_code, refused.json()["type"]) == (429, "LimitError")
+    assert refused.headers["retry-after"] == "60"
+
+
 def test_what_is_deleted_meanwhile_is_not_there(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload or export that goes while it is asked for is not found, as it would be a moment later."""
     uploads = Transfers(settings).uploads
@@ -419,7 +428,7 @@ def test_what_is_deleted_meanwhile_is_not_there(settings: ServerSettings, monkey
         lambda: uploads._verify(found, lambda _: None),
         lambda: Transfers(settings).exports.expires_at("0" * 32),
     ):
-        with pytest.raises(CheckpointNotFoundError):
+        with pytest.raises((UploadNotFoundError, ExportNotFoundError)):
             ask()
 
 
