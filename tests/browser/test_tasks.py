@@ -115,8 +115,9 @@ def find_everywhere(hand: Hand) -> None:
 def compare(hand: Hand) -> None:
     hand.experiment()
     two = [hand.manager.get_checkpoint(name).checkpoint_id for name in ("epoch_12", "epoch_11")]
-    for checkpoint_id in two:
+    for number, checkpoint_id in enumerate(two, start=1):
         hand.tick(checkpoint_id)
+        expect(hand.page.locator("#ck-checkpoints")).to_contain_text(f"{number} selected")
     hand.click("Compare", hand.page.locator(".ck-bar"))
     for checkpoint_id in two:
         expect(hand.page.locator("#ck-compare")).to_contain_text(checkpoint_id)
