@@ -21,7 +21,7 @@ from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
 from ckpt_lib.page.actions import Actions
 from ckpt_lib.page.desk import Desk
 from ckpt_lib.page.layout import Layout
-from ckpt_lib.page.markup import notice
+from ckpt_lib.page.markup import notice, sentence
 from ckpt_lib.page.rendering import Renderer, Updates
 from ckpt_lib.page.run_requests import RunRequests
 from ckpt_lib.page.setup import FIELDS, config_texts
@@ -111,8 +111,10 @@ class Page:
         return [
             *(layout.view, layout.timer, layout.header, layout.notice, layout.running, layout.tabs),
             *layout.screens.values(),
+            *(layout.finders, layout.find_text, layout.find_where),
             *(layout.filters, layout.search, layout.where),
             *(layout.edit, layout.edit_tags, layout.edit_description, layout.export),
+            *(layout.measure, layout.measure_name, layout.measure_value, layout.measure_replace),
             *(layout.metric_plot, layout.size_plot, layout.compared, layout.keep),
         ]
 
@@ -120,7 +122,14 @@ class Page:
         layout = self._layout
         for field in (layout.search, layout.where):
             self._on(field.change, self._filter, [layout.search, layout.where], trigger_mode="always_last")
+        for field in (layout.find_text, layout.find_where):
+            self._on(field.change, self._find, [layout.find_text, layout.find_where], trigger_mode="always_last")
         self._on(layout.edit_save.click, self._edit, [layout.edit_tags, layout.edit_description])
+        self._on(
+            layout.measure_save.click,
+            self._measure,
+            [layout.measure_name, layout.measure_value, layout.measure_source, layout.measure_replace],
+        )
         self._on(
             layout.export_start.click, self._export, [layout.export_format, layout.export_dtype, layout.export_weights]
         )
@@ -198,8 +207,10 @@ class Page:
         updates = self._shown(request, changed, told)
         if changed.tab != view.tab:
             updates[self._layout.tabs] = gr.Tabs(selected=changed.tab)
-        if act in ("unfilter", "experiment"):
+        if act in ("unfilter", "experiment", "found"):
             updates |= {self._layout.search: changed.search, self._layout.where: changed.where}
+        if act == "unfind":
+            updates |= {self._layout.find_text: "", self._layout.find_where: ""}
         return updates
 
     def _tab_shown(self, name: str) -> Handler:
@@ -216,8 +227,21 @@ class Page:
             return {}  # the page itself has changed the fields
         return self._shown(request, view.with_(search=search, where=where))
 
+    def _find(self, request: gr.Request, _: gr.EventData, view: View, text: str | None, where: str | None) -> Updates:
+        text, where = text or "", where or ""
+        if (text, where) == (view.everywhere.text, view.everywhere.where):
+            return {}
+        return self._shown(request, view.with_(everywhere=view.everywhere.with_(text=text, where=where)))
+
     def _edit(self, request: gr.Request, _: gr.EventData, view: View, tags: str, description: str) -> Updates:
         return self._shown(request, *self._actions.edit(request, view, tags, description))
+
+    def _measure(self, request: gr.Request, _: gr.EventData, view: View, *values: Any) -> Updates:
+        name, value, source, replace = values
+        outcome = self._actions.add_metric(request, view, name, value, source, replace=replace)
+        layout = self._layout
+        emptied = {layout.measure_name: "", layout.measure_value: "", layout.measure_replace: False}
+        return {**self._shown(request, *outcome), **emptied}
 
     def _export(
         self, request: gr.Request, _: gr.EventData, view: View, form: str, dtype: str, weights: bool
@@ -245,13 +269,8 @@ class Page:
 
 def _notice_of(error: CheckpointError | PermissionError) -> Markup:
     if not isinstance(error, CheckpointError):
-        return notice(f"{_sentence(str(error))}.", is_error=True)
+        return notice(f"{sentence(str(error))}.", is_error=True)
     details = [f"Expected: {error.expected}." if error.expected is not None else "", error.hint or ""]
     got = f": {error.got}" if error.got is not None else ""
     hint = " ".join(part for part in details if part)
-    return notice(f"{_sentence(error.message)}{got}", hint=hint, is_error=True)
-
-
-def _sentence(text: str) -> str:
-    """Return text with a capital letter, unless it begins with a name, such as that of an option."""
-    return text[:1].upper() + text[1:] if text.split(" ", maxsplit=1)[0].isalpha() else text
+    return notice(f"{sentence(error.message)}{got}", hint=hint, is_error=True)

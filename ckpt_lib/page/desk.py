@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import gradio as gr
 
+from ckpt_lib.analysis.results import ExperimentSummary
+from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.wording import duration
 from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.page.remembered import Remembered
 from ckpt_lib.page.run_requests import RunRequests
 from ckpt_lib.web.job import ENDED, Job
 from ckpt_lib.web.jobs import Jobs
@@ -33,6 +36,7 @@ class Desk:
     sessions: Sessions
     transfers: Transfers
     requests: RunRequests
+    remembered: Remembered = field(default_factory=Remembered)
 
     def check(self, request: gr.Request, scope: Scope) -> str:
         """Return the name of a browser's token. Raises ``PermissionError`` if it may not do this."""
@@ -49,6 +53,15 @@ class Desk:
     def manager(self, experiment: str) -> CheckpointManager:
         """Return the manager of an experiment. Raises :class:`~ckpt_lib.errors.ExperimentNotFoundError`."""
         return self.managers.of(experiment)
+
+    def checkpoints(self, manager: CheckpointManager) -> list[CheckpointMetadata]:
+        """Return all checkpoints of an experiment, oldest first."""
+        return self.remembered.of(manager, "checkpoints", manager.list_checkpoints)
+
+    def summary(self, manager: CheckpointManager) -> ExperimentSummary:
+        """Return an experiment in numbers."""
+        found = self.remembered.of(manager, "summary", manager.get_checkpoint_summary)
+        return {**found, "total_backups": len(manager.backup_ids())}  # those lie elsewhere
 
     def start(self, request: gr.Request, experiment: str, work: AnyWork) -> Job:
         """Start a job. Raises ``PermissionError``, and as :meth:`ckpt_lib.web.jobs.Jobs.start`."""

@@ -40,7 +40,9 @@ _MOST_TENSORS = 200
 _MOST_ANCESTORS = 20
 
 
-def detail_html(manager: CheckpointManager, checkpoint_id: str, jobs: list[Job], *, monitored: str) -> Markup:
+def detail_html(
+    manager: CheckpointManager, checkpoint_id: str, jobs: list[Job], *, monitored: str, may_write: bool
+) -> Markup:
     """Show all there is to know without reading a tensor; the ``monitored`` metric first.
 
     Raises :class:`~ckpt_lib.errors.CheckpointNotFoundError`.
@@ -56,7 +58,8 @@ def detail_html(manager: CheckpointManager, checkpoint_id: str, jobs: list[Job],
     return joined(
         [
             head,
-            _problems(checkpoint, inspection),
+            _damage(checkpoint, inspection, jobs, may_write=may_write),
+            _remarks(checkpoint),
             _facts(manager, checkpoint, manifest, path),
             section("Metrics", _metrics(checkpoint, monitored)),
             section("Tensors", _tensors(inspection)),
@@ -73,12 +76,36 @@ def _description(checkpoint: CheckpointMetadata) -> Markup:
     return Markup("<p>{}</p>").format(checkpoint.description) if checkpoint.description else NOTHING
 
 
-def _problems(checkpoint: CheckpointMetadata, inspection: Inspection) -> Markup:
-    texts = []
+def _damage(checkpoint: CheckpointMetadata, inspection: Inspection, jobs: list[Job], *, may_write: bool) -> Markup:
+    """Show the damage that is known, and the button that sets the checkpoint aside."""
     if not checkpoint.is_complete:
-        texts.append("A file is missing or has another size. Repair brings it back from the backup, if there is one.")
-    elif inspection.problem:
-        texts.append(inspection.problem)
+        text = "A file is missing or has another size. Repair brings it back from the backup, if there is one."
+    else:
+        text = inspection.problem or _found_by_validation(checkpoint.checkpoint_id, jobs)
+    if not text:
+        return NOTHING
+    aside = button(
+        "quarantine",
+        checkpoint.checkpoint_id,
+        "Set aside",
+        title="No list shows it, no run loads it and no cleanup counts it, until a repair succeeds",
+    )
+    return warning(Markup("{} {}").format(text, aside if may_write else NOTHING))
+
+
+def _found_by_validation(checkpoint_id: str, jobs: list[Job]) -> str:
+    """Return the damage that the last job on a checkpoint has found, if that was a validation."""
+    for job in jobs:  # the newest first
+        outcome = next((item for item in job.result or () if item.checkpoint_id == checkpoint_id), None)
+        if outcome is None or job.work.operation == "export":
+            continue
+        is_damaged = isinstance(outcome.result, Validated) and not outcome.result.is_valid
+        return "A validation has found damage. Repair brings it back from the backup." if is_damaged else ""
+    return ""
+
+
+def _remarks(checkpoint: CheckpointMetadata) -> Markup:
+    texts = []
     if checkpoint.unhealthy:
         texts.append(f"Its numbers are not sound: {checkpoint.unhealthy}. It is never the best, and no run resumes it.")
     if checkpoint.is_thinned:
@@ -168,12 +195,12 @@ def _history(manager: CheckpointManager, checkpoint: CheckpointMetadata, manifes
 
 def _jobs_of(checkpoint_id: str, jobs: list[Job]) -> Iterator[tuple[datetime, str | Markup]]:
     words = {"validate": "Validated", "backup": "Backed up", "repair": "Repaired", "restore": "Restored"}
-    words |= {"export": "Exported", "import": "Imported", "cleanup": "Cleaned up"}
+    words |= {"export": "Exported", "import": "Imported", "quarantine": "Set aside", "thin": "Thinned"}
     for job in jobs:
         outcome = next((item for item in job.result or () if item.checkpoint_id == checkpoint_id), None)
         if outcome is None or job.ended_at is None:
             continue
-        told = words[job.work.operation]
+        told = words.get(job.work.operation, job.work.operation)
         if outcome.problem is not None:
             yield job.ended_at, f"{told}: {outcome.problem.detail}"
         elif isinstance(outcome.result, Validated):

@@ -8,16 +8,30 @@ from urllib.parse import quote
 
 from markupsafe import Markup
 
-from ckpt_lib.core.wording import count_of, duration, listed, size_text
+from ckpt_lib.core.wording import count_of, duration, listed, size_text, visible
 from ckpt_lib.page.markup import NOTHING, Column, badge, button, empty, joined, moment, progress, table
 from ckpt_lib.web.gate import PAGE_PATH
 from ckpt_lib.web.job import ENDED, Job
-from ckpt_lib.web.operations import Outcome
-from ckpt_lib.web.results import BackedUp, CleanedUp, Exported, Restored, Validated
+from ckpt_lib.web.operations import Outcome, SetMonitor
+from ckpt_lib.web.results import (
+    AllFixed,
+    BackedUp,
+    BestChosen,
+    CleanedUp,
+    Exported,
+    Restored,
+    SetAside,
+    Thinned,
+    TrashEmptied,
+    Validated,
+)
 
 _MOST_SHOWN = 50
 _WORDS = {"validate": "Validate", "backup": "Back up", "repair": "Repair", "restore": "Restore"}
-_WORDS |= {"export": "Export", "import": "Import", "cleanup": "Clean up"}
+_WORDS |= {"export": "Export", "import": "Import", "cleanup": "Clean up", "quarantine": "Set aside", "thin": "Thin"}
+_WORDS |= {"empty_trash": "Empty the trash", "doctor": "Fix", "monitor": "Choose the best"}
+_OF_ALL = {"cleanup": "by the plan that was shown", "empty_trash": "", "doctor": "what was found"}
+"""What jobs are about that name no checkpoints."""
 
 
 def jobs_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
@@ -84,8 +98,10 @@ def files_html(exported: Exported) -> Markup:
 
 
 def _named(job: Job) -> str:
-    if job.work.operation == "cleanup":
-        return "by the plan that was shown"
+    if isinstance(job.work, SetMonitor):
+        return f"by {visible(job.work.metric)}"
+    if job.work.operation in _OF_ALL:
+        return _OF_ALL[job.work.operation]
     return job.checkpoint_ids[0] if len(job.checkpoint_ids) == 1 else count_of(len(job.checkpoint_ids), "checkpoint")
 
 
@@ -133,6 +149,39 @@ def _cleaned_up(found: list[Outcome]) -> str:
     return f"{count_of(len(report.deleted_ids), 'checkpoint')} deleted, {size_text(freed_bytes)}"
 
 
+def _set_aside(found: list[Outcome]) -> str:
+    return listed([item.result.message for item in found if isinstance(item.result, SetAside)])
+
+
+def _thinned(found: list[Outcome]) -> str:
+    results = [item.result for item in found if isinstance(item.result, Thinned) and item.result.is_thinned]
+    if not results:
+        return "all of their state is there again"
+    size = size_text(sum(item.dropped_bytes for item in results))
+    return f"{count_of(len(results), 'checkpoint')} thinned, {size} less"
+
+
+def _emptied(found: list[Outcome]) -> str:
+    result = found[0].result
+    if not isinstance(result, TrashEmptied):
+        return "succeeded"
+    count = count_of(len(result.deleted_ids), "checkpoint")
+    return f"{count} deleted for good, {size_text(result.freed_bytes)} freed"
+
+
+def _fixed(found: list[Outcome]) -> str:
+    result = found[0].result
+    if not isinstance(result, AllFixed):
+        return "succeeded"
+    told = listed([f"{item.name} {item.outcome}" for item in result.done]) or "nothing was to be done"
+    return told + (f"; {count_of(result.problem_count, 'problem')} left" if result.problem_count else "")
+
+
+def _chosen(found: list[Outcome]) -> str:
+    result = found[0].result
+    return f"the best is {result.best_checkpoint or 'none'}" if isinstance(result, BestChosen) else "succeeded"
+
+
 def _done_to_each(found: list[Outcome]) -> str:
     """Say what was done where that is a word, such as ``copied``."""
     words = {item.result.done for item in found if isinstance(item.result, BackedUp | Restored)}
@@ -143,6 +192,11 @@ _TOLD: dict[str, Callable[[list[Outcome]], str | Markup]] = {
     "validate": _validated,
     "export": _exported,
     "cleanup": _cleaned_up,
+    "quarantine": _set_aside,
+    "thin": _thinned,
+    "empty_trash": _emptied,
+    "doctor": _fixed,
+    "monitor": _chosen,
     "backup": _done_to_each,
     "restore": _done_to_each,
 }

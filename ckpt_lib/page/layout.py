@@ -46,11 +46,15 @@ element.addEventListener('focusout', event => { if (event.relatedTarget) focused
 watch('value', () => {
     if (!focused || !focused.act || document.activeElement !== document.body) return;
     const same = node => node.dataset.act === focused.act && node.dataset.value === focused.value;
-    const node = [...element.querySelectorAll('[data-act]')].find(same);
+    const node = [...element.querySelectorAll('[data-act]')].find(same)
+        || element.querySelector('[role=alertdialog] [data-act=keep]');
     if (node) node.focus({preventScroll: true});
 });
 """
-"""Sends what is clicked. When a screen is drawn anew, what had the keyboard's focus gets it back."""
+"""Sends what is clicked. When a screen is drawn anew, what had the keyboard's focus gets it back.
+
+Where a question has taken the place of the button that asked for it, that is the button which leaves all as it is.
+"""
 
 
 def screen(elem_id: str) -> gr.HTML:
@@ -84,6 +88,19 @@ class Layout:
     def _add_nothing(self) -> None:
         """Most screens are a piece of HTML alone."""
 
+    def _add_experiments(self) -> None:
+        with gr.Row(elem_classes="ck-filters", visible=False) as self.finders:
+            self.find_text = gr.Textbox(
+                label="Find in all experiments",
+                placeholder="id, tag or description",
+                max_lines=1,
+                max_length=200,
+                scale=2,
+            )
+            self.find_where = gr.Textbox(
+                label="Conditions", placeholder="val_loss<0.3, epoch>=10", max_lines=1, max_length=500, scale=3
+            )
+
     def _add_checkpoints(self) -> None:
         with gr.Row(elem_classes="ck-filters") as self.filters:
             self.search = gr.Textbox(
@@ -98,6 +115,16 @@ class Layout:
             self.edit_tags = gr.Textbox(label="Tags", placeholder="good, keep", max_lines=1)
             self.edit_description = gr.Textbox(label="Description", lines=2)
             self.edit_save = gr.Button("Save changes", variant="primary")
+
+        with gr.Accordion("Add a metric", open=False, visible=False) as self.measure:
+            with gr.Row():
+                self.measure_name = gr.Textbox(label="Name", placeholder="bleu", max_lines=1, max_length=200)
+                self.measure_value = gr.Textbox(label="Value", placeholder="31.5", max_lines=1, max_length=40)
+                self.measure_source = gr.Textbox(
+                    label="Measured by", placeholder="eval/newstest", max_lines=1, max_length=200
+                )
+            self.measure_replace = gr.Checkbox(label="Replace what was recorded before")
+            self.measure_save = gr.Button("Add the metric", variant="primary")
 
         with gr.Accordion("Export", open=False, visible=False) as self.export:
             with gr.Row():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
 from ckpt_lib.core.metadata import CheckpointMetadata
-from ckpt_lib.core.wording import count_of, size_text
+from ckpt_lib.core.wording import count_of, size_text, visible
 from ckpt_lib.index.overview import ExperimentOverview
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.page.markup import (
@@ -19,20 +19,32 @@ from ckpt_lib.page.markup import (
     marks,
     moment,
     number,
+    pager,
     table,
     tags,
+    toggle,
     warning,
 )
 from ckpt_lib.page.view import MOST_COMPARED, PAGE_SIZE, View
 
 _MOST_METRICS = 3
-_MOST_TAGS = 20
+_MOST_TAGS = 200
 
 
-def list_html(manager: CheckpointManager, view: View, overview: ExperimentOverview) -> Markup:
-    """Show a page of the list, or why it is empty. Raises :class:`~ckpt_lib.errors.ConfigError` for a condition.
+def list_html(
+    manager: CheckpointManager,
+    view: View,
+    overview: ExperimentOverview,
+    *,
+    known_tags: Sequence[str] = (),
+    offers: Markup = NOTHING,
+) -> Markup:
+    """Show a page of the list below what it ``offers`` to do, or why it is empty.
 
-    Only what is on the page is read: numbers about the whole come from the ``overview`` of the experiment.
+    Raises :class:`~ckpt_lib.errors.ConfigError` for a condition.
+
+    Only what is on the page is read: numbers about the whole come from the ``overview`` of the experiment, and where
+    a person is to choose among them, ``known_tags`` are all tags there are.
     """
     found = manager.list_checkpoints(
         where=view.conditions(),
@@ -45,13 +57,14 @@ def list_html(manager: CheckpointManager, view: View, overview: ExperimentOvervi
     )
     shown = found[:PAGE_SIZE]
     total = overview.total_checkpoints
-    parts = [_warnings(manager, overview), _tag_bar(view), _selection_bar(view)]
+    parts = [_warnings(manager, overview), _tag_bar(view, known_tags), _selection_bar(view)]
     if not shown:
         return joined([*parts, _nothing(view, total)])
     first = len(view.cursors) * PAGE_SIZE + 1
     counted = f"{first:,} to {first + len(shown) - 1:,}" + ("" if view.is_filtered else f" of {total:,}")
-    pager = _pager(view, counted, shown[-1].checkpoint_id if len(found) > PAGE_SIZE else "")
-    return joined([*parts, _table(monitored_in(manager, overview), view, shown), pager])
+    following = shown[-1].checkpoint_id if len(found) > PAGE_SIZE else ""
+    pages = pager(counted, has_previous=bool(view.cursors), following=following)
+    return joined([*parts, offers, _table(monitored_in(manager, overview), view, shown), pages])
 
 
 def monitored_in(manager: CheckpointManager, overview: ExperimentOverview) -> str:
@@ -60,7 +73,7 @@ def monitored_in(manager: CheckpointManager, overview: ExperimentOverview) -> st
 
 
 def _table(monitored: str, view: View, shown: Sequence[CheckpointMetadata]) -> Markup:
-    metrics = _metrics(monitored, view, shown)
+    metrics = metric_columns((monitored, view.sort_by), shown)
     columns = (
         Column("Compare"),
         Column("Checkpoint", sort="sequence", is_head=True),
@@ -73,7 +86,7 @@ def _table(monitored: str, view: View, shown: Sequence[CheckpointMetadata]) -> M
     rows = [
         (
             _check_box(item.checkpoint_id, is_checked=item.checkpoint_id in view.selected),
-            _name(item),
+            name_cell("open", item.checkpoint_id, item, tag_names=_tag_buttons(item.tags)),
             f"{item.epoch:,}",
             f"{item.step:,}",
             *(number(item.metrics.get(name)) for name in metrics),
@@ -86,20 +99,22 @@ def _table(monitored: str, view: View, shown: Sequence[CheckpointMetadata]) -> M
     return table(columns, rows, caption=caption, sorted_by=(view.sort_by, view.descending), kind="ck-list")
 
 
-def _metrics(monitored: str, view: View, shown: Sequence[CheckpointMetadata]) -> list[str]:
-    """Return the metrics that get a column: the monitored one, what is sorted by, and the first others."""
+def metric_columns(wanted: Iterable[str], shown: Sequence[CheckpointMetadata]) -> list[str]:
+    """Return the metrics that get a column: those ``wanted``, as the monitored one, and the first others."""
     known = dict.fromkeys(name for item in shown for name in item.metrics)
-    wanted = [name for name in dict.fromkeys((monitored, view.sort_by)) if name in known]
-    return [*wanted, *(name for name in known if name not in wanted)][:_MOST_METRICS]
+    first = [name for name in dict.fromkeys(wanted) if name in known]
+    return [*first, *(name for name in known if name not in first)][:_MOST_METRICS]
 
 
-def _name(item: CheckpointMetadata) -> Markup:
+def name_cell(act: str, value: str, item: CheckpointMetadata, *, tag_names: Markup | None = None) -> Markup:
+    """Return the id of a checkpoint as a button, and below it what sets it apart, with its tags as text or as given."""
     described = (
         Markup('<span class="ck-soft">{}</span>').format(item.description[:200]) if item.description else NOTHING
     )
-    extra = joined([part for part in (marks(item), tags(item.tags), described) if part], " ")
+    named = tags(item.tags) if tag_names is None else tag_names
+    extra = joined([part for part in (marks(item), named, described) if part], " ")
     below = Markup('<div class="ck-below">{}</div>').format(extra) if extra else NOTHING
-    return button("open", item.checkpoint_id, item.checkpoint_id, kind="ck-link ck-id") + below
+    return button(act, value, item.checkpoint_id, kind="ck-link ck-id") + below
 
 
 def _check_box(checkpoint_id: str, *, is_checked: bool) -> Markup:
@@ -114,17 +129,32 @@ def _warnings(manager: CheckpointManager, overview: ExperimentOverview) -> Marku
     texts = [problem] if problem else []
     if unreadable:
         texts.append(f"{count_of(unreadable, 'checkpoint')} cannot be read: Summary tells which, and what helps.")
+    if overview.quarantined_checkpoints:
+        texts.append(f"{count_of(overview.quarantined_checkpoints, 'checkpoint')} set aside: Summary tells why.")
     return joined([warning(text) for text in texts])
 
 
-def _tag_bar(view: View) -> Markup:
-    if not view.tags:
-        return NOTHING
-    chips = [
-        button("tag", name, Markup("{} &times;").format(name), kind="ck-chip", spoken=f"Remove {name}")
-        for name in view.tags
-    ]
-    return Markup('<p class="ck-bar">Tags: {}</p>').format(joined(chips, " "))
+def _tag_buttons(names: Sequence[str]) -> Markup:
+    title = "Show only those with this tag"
+    return joined([button("tag", name, visible(name), kind="ck-tag", title=title) for name in names], " ")
+
+
+def _tag_bar(view: View, known: Sequence[str]) -> Markup:
+    """Return the tags that the list is restricted to, or all there are, to choose from."""
+    if view.asked == "tags":
+        names = list(dict.fromkeys((*view.tags, *known)))
+        chips = [toggle("tag", name, name, is_on=name in view.tags) for name in names[:_MOST_TAGS]]
+        more = f"and {len(names) - _MOST_TAGS:,} more" if len(names) > _MOST_TAGS else ""
+        content = joined([*chips, more, button("keep", "", "Close")], " ")
+        if not names:
+            content = Markup("No checkpoint has a tag. {}").format(content)
+    else:
+        chosen = [
+            button("tag", name, Markup("{} &times;").format(visible(name)), kind="ck-chip", spoken=f"Remove {name}")
+            for name in view.tags
+        ]
+        content = joined([*chosen, button("ask-tags", "", "Tags…")], " ")
+    return Markup('<div class="ck-bar" role="group" aria-label="Filter by tag">{}</div>').format(content)
 
 
 def _selection_bar(view: View) -> Markup:
@@ -134,14 +164,6 @@ def _selection_bar(view: View) -> Markup:
     compare = button("compare", "", "Compare", kind="ck-primary") if count > 1 else NOTHING
     text = f"{count} selected" if count > 1 else f"1 selected; select up to {MOST_COMPARED - 1} more to compare"
     return Markup('<p class="ck-bar" role="status">{} {} {}</p>').format(text, compare, button("clear", "", "Clear"))
-
-
-def _pager(view: View, counted: str, last_id: str) -> Markup:
-    previous = button("previous", "", "← Previous") if view.cursors else NOTHING
-    following = button("next", last_id, "Next →") if last_id else NOTHING
-    return Markup('<nav class="ck-pager" aria-label="Pages"><span role="status">{}</span>{}{}</nav>').format(
-        counted, previous, following
-    )
 
 
 def _nothing(view: View, total: int) -> Markup:

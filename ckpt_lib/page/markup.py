@@ -43,12 +43,13 @@ def button(
     ).format(kind, act, value, title, name, label)
 
 
-def toggle(act: str, value: str, label: str, *, is_on: bool) -> Markup:
-    """Return a button that is on or off."""
+def toggle(act: str, value: str, label: str, *, is_on: bool, spoken: str | None = None) -> Markup:
+    """Return a button that is on or off; screen readers read ``spoken`` if it is given."""
+    name = NOTHING if spoken is None else Markup(' aria-label="{}"').format(spoken)
     template = Markup(
-        '<button type="button" class="ck-chip" data-act="{}" data-value="{}" aria-pressed="{}">{}</button>'
+        '<button type="button" class="ck-chip" data-act="{}" data-value="{}" aria-pressed="{}"{}>{}</button>'
     )
-    return template.format(act, value, "true" if is_on else "false", visible(label))
+    return template.format(act, value, "true" if is_on else "false", name, visible(label))
 
 
 def badge(word: str) -> Markup:
@@ -89,11 +90,12 @@ def table(
     *,
     caption: str,
     sorted_by: tuple[str, bool] = ("", False),
+    sort_act: str = "sort",
     kind: str = "",
 ) -> Markup:
     """Return a table. On a narrow screen each row becomes a card with the titles of its columns, but in comparisons."""
     layout = kind if kind == "ck-compare" else f"ck-cards {kind}"
-    head = joined([_heading(column, sorted_by) for column in columns])
+    head = joined([_heading(column, sorted_by, sort_act) for column in columns])
     body = joined([_row(columns, row) for row in rows])
     return Markup(
         '<div class="ck-scroll"><table class="ck-table {}"><caption>{}</caption>'
@@ -101,7 +103,7 @@ def table(
     ).format(layout, caption, head, body)
 
 
-def _heading(column: Column, sorted_by: tuple[str, bool]) -> Markup:
+def _heading(column: Column, sorted_by: tuple[str, bool], act: str) -> Markup:
     css = "ck-number" if column.numeric else ""
     if not column.sort:
         return Markup('<th scope="col" class="{}">{}</th>').format(css, column.title)
@@ -109,9 +111,7 @@ def _heading(column: Column, sorted_by: tuple[str, bool]) -> Markup:
     is_sorted = name == column.sort
     order = ("descending" if descending else "ascending") if is_sorted else "none"
     arrow = (" ↓" if descending else " ↑") if is_sorted else ""
-    label = button(
-        "sort", column.sort, f"{visible(column.title)}{arrow}", kind="ck-sort", title=f"Sort by {column.title}"
-    )
+    label = button(act, column.sort, f"{visible(column.title)}{arrow}", kind="ck-sort", title=f"Sort by {column.title}")
     return Markup('<th scope="col" class="ck-sortable {}" aria-sort="{}">{}</th>').format(css, order, label)
 
 
@@ -160,6 +160,40 @@ def progress(share: float | None, label: str) -> Markup:
     """Return a bar; ``None`` where nobody knows how much there is."""
     value = NOTHING if share is None else Markup(' value="{:.4f}"').format(share)
     return Markup('<progress max="1"{} aria-label="{}"></progress>').format(value, label)
+
+
+def question(title: str, lines: Sequence[str | Markup], yes: Markup, no: Markup, *, takes_away: bool = True) -> Markup:
+    """Return what is asked before something is done: what it does, and the two buttons.
+
+    What ``takes_away`` something is set apart.
+    """
+    told = joined([Markup("<p>{}</p>").format(line) for line in lines if line])
+    kind = "ck-confirm ck-takes" if takes_away else "ck-confirm"
+    template = Markup('<div class="{}" role="alertdialog" aria-label="{}">{}<p class="ck-bar">{} {}</p></div>')
+    return template.format(kind, title, told, yes, no)
+
+
+def sentence(text: str) -> str:
+    """Return text with a capital letter, unless it begins with a name, such as that of an option."""
+    return text[:1].upper() + text[1:] if text.split(" ", maxsplit=1)[0].isalpha() else text
+
+
+def with_code(text: str) -> Markup:
+    """Return text in which what stands in backticks is code."""
+    code_of = Markup('<code class="ck-break">{}</code>')
+    return joined([code_of.format(part) if number % 2 else part for number, part in enumerate(text.split("`"))])
+
+
+def pager(counted: str, *, has_previous: bool, following: str, act: str = "") -> Markup:
+    """Return the buttons that turn pages; ``following`` is the last item of this one, if there are more.
+
+    ``act`` is put before what the buttons send.
+    """
+    back = button(f"{act}previous", "", "← Previous") if has_previous else NOTHING
+    forth = button(f"{act}next", following, "Next →") if following else NOTHING
+    return Markup('<nav class="ck-pager" aria-label="Pages"><span role="status">{}</span>{}{}</nav>').format(
+        counted, back, forth
+    )
 
 
 def code(text: str) -> Markup:

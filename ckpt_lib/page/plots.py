@@ -10,7 +10,6 @@ from markupsafe import Markup, escape
 
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.wording import size_text
-from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.page.markup import empty, joined, toggle
 from ckpt_lib.policies.ranking import is_rankable
 
@@ -70,11 +69,6 @@ def choices_html(names: Sequence[str], drawn: Sequence[str], axis: str) -> Marku
             )
         )
     return joined(bars)
-
-
-def checkpoints_to_draw(manager: CheckpointManager) -> list[CheckpointMetadata]:
-    """Return the checkpoints in the order of saving."""
-    return manager.list_checkpoints()
 
 
 def _unit_of(size_bytes: int) -> tuple[str, int]:

@@ -12,19 +12,23 @@ from ckpt_lib.core.wording import size_text, visible
 from ckpt_lib.index.overview import ExperimentOverview
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.page import plots
+from ckpt_lib.page.checkup import findings_html, why_html
 from ckpt_lib.page.comparison import comparison_html
 from ckpt_lib.page.desk import Desk
 from ckpt_lib.page.detail import detail_html
 from ckpt_lib.page.experiments import experiments_html, overviews
+from ckpt_lib.page.finding import found_html
 from ckpt_lib.page.jobs import jobs_html, running_html
 from ckpt_lib.page.layout import Layout
 from ckpt_lib.page.listing import list_html, monitored_in
-from ckpt_lib.page.markup import NOTHING, button, empty, joined
+from ckpt_lib.page.markup import NOTHING, button, empty, joined, question
 from ckpt_lib.page.retiring import plan_html, planned_cleanup, trash_html
 from ckpt_lib.page.runs import runs_html
 from ckpt_lib.page.summary import summary_html
+from ckpt_lib.page.thinning import offer_html, planned_thinning, thinning_html
 from ckpt_lib.page.view import View
 from ckpt_lib.web.page_gate import SIGN_OUT
+from ckpt_lib.web.seen import trash_of
 
 Updates = dict[Any, Any]
 _WITHOUT_EXPERIMENT = {"experiments", "jobs", "runs", "setup"}
@@ -52,7 +56,9 @@ class Renderer:
         }
         screen = layout.screens[view.tab]
         if view.tab == "experiments":
-            updates[screen] = str(experiments_html(self._desk.managers.config, found))
+            config, search = self._desk.managers.config, view.everywhere
+            updates[layout.finders] = gr.update(visible=bool(found))
+            updates[screen] = str(found_html(config, search) if search.is_on else experiments_html(config, found))
         elif view.tab not in _WITHOUT_EXPERIMENT:
             if not view.experiment:
                 return updates | self._without_experiment(view)
@@ -101,7 +107,8 @@ class Renderer:
 
     def _without_experiment(self, view: View) -> Updates:
         layout = self._layout
-        hidden = {item: gr.update(visible=False) for item in (layout.filters, layout.edit, layout.export)}
+        forms = (layout.filters, layout.edit, layout.measure, layout.export)
+        hidden = {item: gr.update(visible=False) for item in forms}
         shown = empty("There are no experiments yet.", "Experiments shows how a training makes the first one.")
         return {layout.screens[view.tab]: str(shown), **hidden}
 
@@ -110,19 +117,42 @@ class Renderer:
     ) -> Updates:
         layout, screen = self._layout, self._layout.screens["checkpoints"]
         if not view.opened:
-            hidden = {item: gr.update(visible=False) for item in (layout.edit, layout.export)}
-            return {screen: str(list_html(manager, view, overview)), layout.filters: gr.update(visible=True), **hidden}
-        checkpoint = manager.get_checkpoint(view.opened)
-        actions = self._actions(request, view, manager)
-        monitored = monitored_in(manager, overview)
+            forms = (layout.edit, layout.measure, layout.export)
+            hidden = {item: gr.update(visible=False) for item in forms}
+            offers, known_tags = self._offers(request, view, manager), self._tags(view, manager)
+            shown = list_html(manager, view, overview, known_tags=known_tags, offers=offers)
+            return {screen: str(shown), layout.filters: gr.update(visible=True), **hidden}
+        checkpoint, may_write = manager.get_checkpoint(view.opened), self._desk.allows(request, "write")
+        actions, monitored = self._actions(request, view, manager), monitored_in(manager, overview)
+        jobs = self._desk.jobs.all()
+        detail = detail_html(manager, view.opened, jobs, monitored=monitored, may_write=may_write)
         return {
-            screen: str(actions + detail_html(manager, view.opened, self._desk.jobs.all(), monitored=monitored)),
+            screen: str(actions + detail),
             layout.filters: gr.update(visible=False),
-            layout.edit: gr.update(visible=self._desk.allows(request, "write")),
+            layout.edit: gr.update(visible=may_write),
+            layout.measure: gr.update(visible=may_write),
             layout.export: gr.update(visible=True),
             layout.edit_tags: ", ".join(checkpoint.tags),
             layout.edit_description: checkpoint.description,
         }
+
+    def _offers(self, request: gr.Request, view: View, manager: CheckpointManager) -> Markup:
+        """Return what can be done with all checkpoints that meet the conditions of the list."""
+        if not (view.is_filtered and self._desk.allows(request, "delete")):
+            return NOTHING
+        if view.asked != "thin":
+            return offer_html()
+        return thinning_html(planned_thinning(manager, view), self._trash_time(manager))
+
+    def _tags(self, view: View, manager: CheckpointManager) -> list[str]:
+        """Return all tags of the experiment, if a person is to choose among them."""
+        if view.asked != "tags":
+            return []
+        return sorted({tag for item in self._desk.checkpoints(manager) for tag in item.tags})
+
+    def _trash_time(self, manager: CheckpointManager) -> str:
+        """Return how long what goes can be brought back; empty where it cannot."""
+        return self._desk.trash_time if manager.config.trash_seconds else ""
 
     def _actions(self, request: gr.Request, view: View, manager: CheckpointManager) -> Markup:
         checkpoint = manager.get_checkpoint(view.opened)
@@ -145,21 +175,14 @@ class Renderer:
         status = manager.backup_status(view.opened)
         kept = "Its backup stays." if status.state in ("written", "verified") else "It has no sound backup."
         best = Markup("<strong>It is the best checkpoint.</strong> ") if checkpoint.is_best else NOTHING
-        time = (
-            f"It can be brought back for {self._desk.trash_time}."
-            if manager.config.trash_seconds
-            else "It cannot be brought back."
+        time = self._trash_time(manager)
+        back = f"It can be brought back for {time}." if time else "It cannot be brought back."
+        named = Markup('Delete <span class="ck-id">{}</span>, epoch {}, {}?').format(
+            view.opened, f"{checkpoint.epoch:,}", size_text(checkpoint.file_size)
         )
-        return Markup(
-            '<div class="ck-confirm" role="alertdialog" aria-label="Delete this checkpoint?">'
-            '<p>Delete <span class="ck-id">{}</span>, epoch {}, {}?</p><p>{}{} {}</p><p class="ck-bar">{} {}</p></div>'
-        ).format(
-            view.opened,
-            f"{checkpoint.epoch:,}",
-            size_text(checkpoint.file_size),
-            best,
-            time,
-            kept,
+        return question(
+            "Delete this checkpoint?",
+            [named, best + f"{back} {kept}"],
             button("delete", view.opened, "Delete", kind="ck-danger"),
             button("keep", view.opened, "Keep it"),
         )
@@ -168,7 +191,7 @@ class Renderer:
         self, _: gr.Request, view: View, manager: CheckpointManager, overview: ExperimentOverview
     ) -> Updates:
         layout, screen = self._layout, self._layout.screens["plots"]
-        checkpoints = plots.checkpoints_to_draw(manager)
+        checkpoints = self._desk.checkpoints(manager)
         if not checkpoints:
             hidden = {item: gr.update(visible=False) for item in (layout.metric_plot, layout.size_plot)}
             return {screen: str(empty("There is nothing to draw: this experiment has no checkpoints.")), **hidden}
@@ -189,13 +212,27 @@ class Renderer:
         return {self._layout.screens["compare"]: str(shown), self._layout.compared: ", ".join(view.selected)}
 
     def _draw_summary(
-        self, request: gr.Request, _: View, manager: CheckpointManager, __: ExperimentOverview
+        self, request: gr.Request, view: View, manager: CheckpointManager, overview: ExperimentOverview
     ) -> Updates:
+        may_write = self._desk.allows(request, "write")
         buttons = [button("validate", "", "Validate all")]
-        if self._desk.allows(request, "write"):
+        if may_write:
             buttons.append(button("backup", "", "Back up all"))
+        buttons.append(button("ask-doctor", "", "Look for leftovers", title=_TITLES["ask-doctor"]))
+        buttons.append(button("ask-why", "", "Why was nothing saved?"))
         bar = Markup('<p class="ck-bar">{}</p>').format(joined(buttons, " "))
-        return {self._layout.screens["summary"]: str(bar + summary_html(manager))}
+        asked, _, value = view.asked.partition(" ")
+        choice = value if asked == "monitor" else ""
+        shown = summary_html(self._desk, manager, overview, may_write=may_write, asked=choice)
+        return {self._layout.screens["summary"]: str(bar + self._answer(request, view, manager) + shown)}
+
+    def _answer(self, request: gr.Request, view: View, manager: CheckpointManager) -> Markup:
+        """Return the answer to what a person has asked about the experiment."""
+        if view.asked == "why":
+            return why_html(manager, self._desk.requests.runs_of(view.experiment))
+        if view.asked == "doctor":
+            return findings_html(manager.doctor(), may_fix=self._desk.allows(request, "delete"))
+        return NOTHING
 
     def _draw_cleanup(
         self, request: gr.Request, view: View, manager: CheckpointManager, _: ExperimentOverview
@@ -207,15 +244,20 @@ class Renderer:
             )
             return {screen: str(told), layout.keep: manager.config.max_checkpoints}
         report = planned_cleanup(manager, view.planned)
-        may_delete = self._desk.allows(request, "delete")
-        time = self._desk.trash_time if manager.config.trash_seconds else ""
+        may_delete, time = self._desk.allows(request, "delete"), self._trash_time(manager)
         return {screen: str(plan_html(report, time, may_delete=may_delete, is_asked=view.asked == "cleanup"))}
 
-    def _draw_trash(self, _: gr.Request, _view: View, manager: CheckpointManager, __: ExperimentOverview) -> Updates:
-        return {self._layout.screens["trash"]: str(trash_html(manager, self._desk.trash_time))}
+    def _draw_trash(
+        self, request: gr.Request, view: View, manager: CheckpointManager, _: ExperimentOverview
+    ) -> Updates:
+        may_delete = self._desk.allows(request, "delete")
+        is_asked, time = view.asked == "empty", self._trash_time(manager)
+        shown = trash_html(trash_of(manager), time, may_delete=may_delete, is_asked=is_asked)
+        return {self._layout.screens["trash"]: str(shown)}
 
 
 _TITLES = {
+    "ask-doctor": "Check for what unfinished saves and deletions left, missing backups and unknown files",
     "backup": "Copy it to the backup location",
     "repair": "Bring damaged bytes back from the backup",
     "restore": "Put the backup in its place",

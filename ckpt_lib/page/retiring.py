@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from markupsafe import Markup
 
-from ckpt_lib.core.wording import count_of, listed, size_text
+from ckpt_lib.core.wording import count_of, duration, listed, size_text
 from ckpt_lib.maintenance.cleanup import CleanupReport
 from ckpt_lib.manager import CheckpointManager
-from ckpt_lib.page.markup import NOTHING, Column, badge, button, empty, joined, marks, moment, table, warning
+from ckpt_lib.page.markup import (
+    DASH,
+    NOTHING,
+    Column,
+    badge,
+    button,
+    empty,
+    joined,
+    marks,
+    moment,
+    question,
+    table,
+    warning,
+)
 from ckpt_lib.policies.retention import RetentionPlan
 from ckpt_lib.web.rules import rules_of
+from ckpt_lib.web.seen import Deleted, Trash
 
 
 def planned_cleanup(manager: CheckpointManager, max_checkpoints: int) -> CleanupReport:
@@ -56,15 +72,13 @@ def _carrying_out(report: CleanupReport, trash_time: str, *, is_asked: bool) -> 
             button("ask-cleanup", "", f"Delete {going}…", kind="ck-danger")
         )
     time = f"Checkpoints can be brought back for {trash_time}." if trash_time else "They cannot be brought back."
-    names = listed(plan.deleted_ids, most=5)
-    return Markup(
-        '<div class="ck-confirm" role="alertdialog" aria-label="Carry out this cleanup?">'
-        '<p>Delete {}, {}? {}</p><p class="ck-id">{}</p><p class="ck-bar">{} {}</p></div>'
-    ).format(
-        going,
-        size_text(plan.freed_bytes + (backups.freed_bytes if backups else 0)),
-        time,
-        names,
+    size = size_text(plan.freed_bytes + (backups.freed_bytes if backups else 0))
+    return question(
+        "Carry out this cleanup?",
+        [
+            f"Delete {going}, {size}? {time}",
+            Markup('<span class="ck-id">{}</span>').format(listed(plan.deleted_ids, most=5)),
+        ],
         button("cleanup", report.fingerprint, f"Delete {going}", kind="ck-danger"),
         button("keep", "", "Keep them"),
     )
@@ -91,26 +105,64 @@ def _decisions(plan: RetentionPlan, caption: str) -> Markup:
     return table(columns, rows, caption=caption)
 
 
-def trash_html(manager: CheckpointManager, trash_time: str) -> Markup:
-    """Show the deleted checkpoints that can be brought back."""
-    found = manager.list_deleted()
-    if not found:
-        return empty("The trash is empty.", f"What is deleted can be brought back for {trash_time}.")
+def trash_html(trash: Trash, trash_time: str, *, may_delete: bool, is_asked: bool) -> Markup:
+    """Show what can be brought back, how long, and what deletes all of it for good.
+
+    ``trash_time`` is how long what is deleted can be brought back; empty where it cannot.
+    """
+    if not trash.items:
+        told = (
+            f"What is deleted can be brought back for {trash_time}." if trash_time else "What is deleted goes at once."
+        )
+        return empty("The trash is empty.", told)
     columns = (
         Column("Checkpoint", is_head=True),
         Column("Epoch", numeric=True),
         Column("Size", numeric=True),
-        Column("Saved"),
+        Column("Deleted"),
+        Column("Goes for good"),
         Column(""),
     )
-    rows = [
-        (
-            Markup('<span class="ck-id">{}</span> {}').format(item.checkpoint_id, marks(item)),
-            f"{item.epoch:,}",
-            size_text(item.file_size),
-            moment(item.timestamp),
-            button("undelete", item.checkpoint_id, "Bring back", spoken=f"Bring back {item.checkpoint_id}"),
-        )
-        for item in reversed(found)
-    ]
-    return table(columns, rows, caption=f"Deleted; each can be brought back for {trash_time}")
+    rows = [_trashed(item) for item in trash.items]
+    caption = f"{size_text(trash.size_bytes)} in the trash"
+    return (_emptying(trash, is_asked=is_asked) if may_delete else NOTHING) + table(columns, rows, caption=caption)
+
+
+def _trashed(item: Deleted) -> tuple[object, ...]:
+    found = item.checkpoint
+    act, label = ("unthin", "Bring back the rest") if item.is_part else ("undelete", "Bring back")
+    back = button(act, found.checkpoint_id, label, spoken=f"{label} {found.checkpoint_id}")
+    part = Markup('<span class="ck-soft">all but its weights</span>') if item.is_part else marks(found)
+    return (
+        Markup('<span class="ck-id">{}</span> {}').format(found.checkpoint_id, part),
+        f"{found.epoch:,}",
+        size_text(item.size_bytes),
+        moment(item.since),
+        _time_left(item),
+        back if item.comes_back else DASH,
+    )
+
+
+def _time_left(item: Deleted) -> str:
+    left_seconds = (item.goes_at - datetime.now(UTC)).total_seconds() if item.goes_at else 0
+    return f"in {duration(left_seconds)}" if left_seconds > 0 else "with the next cleanup"
+
+
+def _emptying(trash: Trash, *, is_asked: bool) -> Markup:
+    """Return the button that empties the trash and, once it was used, the question before it."""
+    if not is_asked:
+        return Markup('<p class="ck-bar">{}</p>').format(button("ask-empty", "", "Empty the trash…", kind="ck-danger"))
+    names = [item.checkpoint.checkpoint_id for item in trash.items if not item.is_part]
+    parts = [item.checkpoint.checkpoint_id for item in trash.items if item.is_part]
+    rest = Markup('What <span class="ck-id">{}</span> lost goes as well.').format(listed(parts, most=5))
+    return question(
+        "Empty the trash?",
+        [
+            f"Delete {count_of(len(names), 'checkpoint')} for good? That frees {size_text(trash.size_bytes)}.",
+            Markup('<span class="ck-id">{}</span>').format(listed(names, most=5)) if names else NOTHING,
+            rest if parts else NOTHING,
+            "Nothing of it can be brought back then. Backups stay.",
+        ],
+        button("empty", trash.fingerprint, "Delete for good", kind="ck-danger"),
+        button("keep", "", "Keep it"),
+    )

@@ -72,6 +72,7 @@ a.ck-link { color: var(--ck-link); text-decoration: underline; overflow-wrap: an
 .ck-badge, .ck-tag { display: inline-block; padding: .02rem .5rem; border-radius: 1rem; font-size: .8rem;
   white-space: nowrap;
   border: 1px solid var(--ck-line); }
+.ck-button.ck-tag { border-radius: .3rem; padding: .02rem .5rem; font-size: .8rem; text-align: left; }
 .ck-tag { border-radius: .3rem; background: var(--ck-fill); white-space: normal; overflow-wrap: anywhere; }
 .ck-badge.ck-best { background: #fff3cf; border-color: #d69a00; color: #5b4200; }
 .ck-badge.ck-latest { background: #d9f4f6; border-color: #128a94; color: #064b51; }
@@ -98,6 +99,7 @@ a.ck-link { color: var(--ck-link); text-decoration: underline; overflow-wrap: an
 .ck-head h2 { font-size: 1.1rem; font-weight: 600; margin: .5rem 0 .3rem; }
 .ck-history, .ck-lineage { margin: 0; padding-left: 1.6rem; list-style: decimal; }
 .ck-history { list-style: disc; }
+.ck-history li { overflow-wrap: anywhere; }
 .ck-empty p { margin: .3rem 0; }
 .ck-history time { color: var(--ck-soft); margin-right: .5rem; }
 .ck-notice { display: flex; justify-content: space-between; gap: 1rem; padding: .6rem .9rem;
@@ -114,7 +116,10 @@ a.ck-link { color: var(--ck-link); text-decoration: underline; overflow-wrap: an
 .ck-code { overflow-x: auto; padding: .75rem 1rem; background: var(--ck-fill);
   border-radius: var(--radius-md); font-family: var(--font-mono); font-size: .85rem; }
 .ck-code code { background: none; padding: 0; white-space: pre; }
-.ck-confirm { border: 2px solid var(--ck-bad); border-radius: var(--radius-md); padding: .75rem 1rem; margin: .5rem 0; }
+.ck-confirm { border: 2px solid var(--ck-link); border-radius: var(--radius-md); padding: .75rem 1rem;
+  margin: .5rem 0; }
+.ck-confirm p { margin: .2rem 0; overflow-wrap: anywhere; }
+.ck-confirm.ck-takes { border-color: var(--ck-bad); }
 .ck-running { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: center; padding: .3rem 0;
   overflow-wrap: anywhere; }
 progress { accent-color: #1d4fc4; width: 10rem; max-width: 100%; margin-right: .5rem; }

@@ -11,6 +11,35 @@ MOST_COMPARED = 6
 
 
 @dataclass(frozen=True)
+class Search:
+    """What is looked for in all experiments."""
+
+    text: str = ""
+    where: str = ""
+    sort_by: str = "timestamp"
+    descending: bool = True
+    cursors: tuple[str, ...] = ()
+    """The last of each page before this one: an experiment and an id, with a slash between them."""
+
+    def with_(self, **changes: Any) -> Self:
+        """Return the search with some facts changed, at its first page unless pages are turned."""
+        return replace(self, **{"cursors": (), **changes})
+
+    def sorted_by(self, name: str) -> Self:
+        """Return the search sorted by a column: its largest first, or the other way round if it was already."""
+        return self.with_(sort_by=name, descending=name != self.sort_by or not self.descending)
+
+    def conditions(self) -> list[str]:
+        """Return the conditions that were typed, with commas between them."""
+        return _conditions(self.where)
+
+    @property
+    def is_on(self) -> bool:
+        """Tell whether anything is looked for."""
+        return bool(self.text.strip() or self.conditions())
+
+
+@dataclass(frozen=True)
 class View:
     """What one browser looks at: an experiment, a part of its list, and perhaps one checkpoint."""
 
@@ -20,7 +49,7 @@ class View:
     opened: str = ""
     """The id of the checkpoint that is shown in detail; empty for the list."""
     asked: str = ""
-    """What a person is asked to confirm: ``delete`` of it, or ``cleanup``."""
+    """What a person is to confirm, such as ``delete`` of it or ``cleanup``, or has asked for, such as ``why``."""
     planned: int | None = None
     """How many checkpoints are to stay by the cleanup that is shown; ``None`` without one."""
     search: str = ""
@@ -35,19 +64,21 @@ class View:
     metrics: tuple[str, ...] = ()
     """What is drawn; empty for the monitored metric."""
     axis: str = "epoch"
+    everywhere: Search = Search()
+    """What is looked for on the first screen."""
 
     def with_(self, **changes: Any) -> Self:
         """Return the view with some facts changed; any of them but the pages turned leads to the first page."""
         filters = {"search", "where", "tags", "sort_by", "descending", "experiment"}
         if filters & changes.keys():
-            changes = {"cursors": (), **changes}
+            changes = {"cursors": (), "asked": "", **changes}
         return replace(self, **changes)
 
     def of_experiment(self, name: str) -> Self:
         """Return the view of another experiment."""
         if name == self.experiment:
             return self
-        return type(self)(tab=self.tab, experiment=name)
+        return type(self)(tab=self.tab, experiment=name, everywhere=self.everywhere)
 
     def sorted_by(self, name: str) -> Self:
         """Return the view sorted by a column: its largest first, or the other way round if it was already."""
@@ -60,9 +91,10 @@ class View:
         return self.with_(selected=(*self.selected, checkpoint_id)[-MOST_COMPARED:])
 
     def with_tag(self, tag: str) -> Self:
-        """Return the view restricted to a tag, or not any more."""
+        """Return the view restricted to a tag, or not any more; where tags are chosen, more of them can be."""
         tags = tuple(name for name in self.tags if name != tag)
-        return self.with_(tags=tags if tag in self.tags else (*tags, tag))
+        asked = "tags" if self.asked == "tags" else ""
+        return self.with_(tags=tags if tag in self.tags else (*tags, tag), asked=asked)
 
     def with_metric(self, name: str, drawn: Collection[str]) -> Self:
         """Return the view with a metric drawn as well, or not any more."""
@@ -71,9 +103,13 @@ class View:
 
     def conditions(self) -> list[str]:
         """Return the conditions that were typed, with commas between them."""
-        return [part.strip() for part in self.where.split(",") if part.strip()]
+        return _conditions(self.where)
 
     @property
     def is_filtered(self) -> bool:
         """Tell whether the list leaves something out."""
         return bool(self.search or self.where or self.tags)
+
+
+def _conditions(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

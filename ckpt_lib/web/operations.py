@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from ckpt_lib.converting.names import TargetFormat, TargetType
+from ckpt_lib.core.monitor import Mode
 from ckpt_lib.core.names import is_checkpoint_id
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
 from ckpt_lib.maintenance.importing.report import ImportedItem
@@ -23,17 +24,24 @@ from ckpt_lib.web.exports import Exports
 from ckpt_lib.web.managers import home_of
 from ckpt_lib.web.problems import Problem, problem_of
 from ckpt_lib.web.results import (
+    AllFixed,
     AnyResult,
     BackedUp,
+    BestChosen,
     CleanedUp,
     Exported,
     ExportedFile,
+    Fixed,
     Imported,
     Repaired,
     Restored,
+    SetAside,
+    Thinned,
+    TrashEmptied,
     Validated,
 )
 from ckpt_lib.web.rules import MaxCheckpoints, check_rules, rules_of
+from ckpt_lib.web.seen import findings_fingerprint, require_shown, trash_of
 from ckpt_lib.web.tokens import Scope
 from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.uploads import MOST_UPLOADS, Uploads
@@ -330,4 +338,120 @@ class Cleanup(Work):
         return outcomes
 
 
-AnyWork = Annotated[Validate | Backup | Restore | Repair | Export | Import | Cleanup, Field(discriminator="operation")]
+class Quarantine(NamedWork):
+    """Set damaged checkpoints aside; one that its backup can repair is repaired instead."""
+
+    operation: Literal["quarantine"] = "quarantine"
+    names: Names
+
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> AnyResult:
+        report = manager.quarantine_checkpoint(checkpoint_id, progress=progress)
+        return SetAside(is_quarantined=report.is_quarantined, message=report.message)
+
+
+class Thin(NamedWork):
+    """Keep only the weights of checkpoints or, with ``undo``, bring back what they lost, while it is in the trash."""
+
+    operation: Literal["thin"] = "thin"
+    names: Names
+    undo: bool = False
+
+    @property
+    def scope(self) -> Scope:
+        return "write" if self.undo else "delete"
+
+    def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> AnyResult:  # noqa: ARG002
+        before = manager.get_checkpoint(checkpoint_id).file_size
+        change = manager.unthin_checkpoint if self.undo else manager.thin_checkpoint
+        after = change(checkpoint_id)
+        return Thinned(is_thinned=after.is_thinned, dropped_bytes=max(0, before - after.file_size))
+
+
+class EmptyTrash(Work):
+    """Delete what the trash holds for good: just what was shown, if its fingerprint is given."""
+
+    operation: Literal["empty_trash"] = "empty_trash"
+    fingerprint: str | None = Field(default=None, max_length=200, description="That of the trash that was shown.")
+
+    @property
+    def scope(self) -> Scope:
+        return "delete"
+
+    def do(
+        self,
+        manager: CheckpointManager,
+        checkpoint_ids: list[str],  # noqa: ARG002
+        progress: Progress,
+        step: Step = _directly,  # noqa: ARG002
+    ) -> list[Outcome]:
+        progress(0)  # raises if the job is cancelled
+        before = trash_of(manager)
+        require_shown(self.fingerprint, before.fingerprint, "the trash")
+        deleted_ids = tuple(manager.empty_trash())
+        freed_bytes = max(0, before.size_bytes - trash_of(manager).size_bytes)
+        return [Outcome(checkpoint_id="", result=TrashEmptied(deleted_ids=deleted_ids, freed_bytes=freed_bytes))]
+
+
+class Doctor(Work):
+    """Fix what a check finds and can be fixed: just what was shown, if its fingerprint is given."""
+
+    operation: Literal["doctor"] = "doctor"
+    fingerprint: str | None = Field(default=None, max_length=200, description="That of the findings that were shown.")
+
+    @property
+    def scope(self) -> Scope:
+        return "delete"  # leftovers go, and what has been in the trash for long enough
+
+    def do(
+        self,
+        manager: CheckpointManager,
+        checkpoint_ids: list[str],  # noqa: ARG002
+        progress: Progress,
+        step: Step = _directly,  # noqa: ARG002
+    ) -> list[Outcome]:
+        require_shown(self.fingerprint, findings_fingerprint(manager.doctor(progress=progress)), "what is found")
+        report = manager.doctor(fix=True, progress=progress)
+        done = tuple(Fixed(name=item.finding.name, outcome=item.outcome) for item in report.done if item.succeeded)
+        outcomes = [Outcome(checkpoint_id="", result=AllFixed(done=done, problem_count=len(report.problems)))]
+        for item in report.done:
+            if not item.succeeded:
+                problem = Problem.of("StoreError", 503, f"{item.finding.name} was not fixed: {item.outcome}")
+                outcomes.append(Outcome(checkpoint_id="", problem=problem))
+        return outcomes
+
+
+class SetMonitor(Work):
+    """Choose the metric that decides which checkpoint is the best, and rewrite the manifests, which record it."""
+
+    operation: Literal["monitor"] = "monitor"
+    metric: str = Field(max_length=1_000)
+    mode: Mode
+
+    def do(
+        self,
+        manager: CheckpointManager,
+        checkpoint_ids: list[str],  # noqa: ARG002
+        progress: Progress,
+        step: Step = _directly,  # noqa: ARG002
+    ) -> list[Outcome]:
+        progress(0)  # raises if the job is cancelled
+        manager.set_monitor(self.metric, self.mode)
+        best = manager.get_best_checkpoint()
+        return [Outcome(checkpoint_id="", result=BestChosen(best_checkpoint=best.checkpoint_id if best else None))]
+
+
+AnyWork = Annotated[
+    Validate
+    | Backup
+    | Restore
+    | Repair
+    | Export
+    | Import
+    | Cleanup
+    | Quarantine
+    | Thin
+    | EmptyTrash
+    | Doctor
+    | SetMonitor,
+    Field(discriminator="operation"),
+]

@@ -131,11 +131,71 @@ class CleanedUp(Removed):
         return cls(**_shared(Removed, report), backups=backups)
 
 
+class SetAside(_Done):
+    """A damaged checkpoint that was set aside, or repaired instead."""
+
+    kind: Literal["quarantine"] = "quarantine"
+    is_quarantined: bool
+    message: str
+
+
+class Thinned(_Done):
+    """A checkpoint that keeps only its weights, or has all of its state again."""
+
+    kind: Literal["thin"] = "thin"
+    is_thinned: bool
+    dropped_bytes: int = Field(description="What waits in the trash.")
+
+
+class TrashEmptied(_Done):
+    """What was in the trash."""
+
+    kind: Literal["empty_trash"] = "empty_trash"
+    deleted_ids: tuple[str, ...] = Field(description="The checkpoints that are gone for good.")
+    freed_bytes: int
+
+
+class Fixed(BaseModel):
+    """A finding that was fixed."""
+
+    model_config = _Done.model_config
+
+    name: str = Field(description="An id, or the name of a file.")
+    outcome: str
+
+
+class AllFixed(_Done):
+    """What was fixed, and how many problems are left."""
+
+    kind: Literal["doctor"] = "doctor"
+    done: tuple[Fixed, ...]
+    problem_count: int
+
+
+class BestChosen(_Done):
+    """The best checkpoint by the monitor that was chosen."""
+
+    kind: Literal["monitor"] = "monitor"
+    best_checkpoint: str | None
+
+
 def _shared(kind: type[BaseModel], report: BaseModel) -> dict[str, Any]:
     """Return the facts of a report that a result has as well."""
     return {name: getattr(report, name) for name in kind.model_fields if name in type(report).model_fields}
 
 
 AnyResult = Annotated[
-    Validated | BackedUp | Restored | Repaired | Exported | Imported | CleanedUp, Field(discriminator="kind")
+    Validated
+    | BackedUp
+    | Restored
+    | Repaired
+    | Exported
+    | Imported
+    | CleanedUp
+    | SetAside
+    | Thinned
+    | TrashEmptied
+    | AllFixed
+    | BestChosen,
+    Field(discriminator="kind"),
 ]

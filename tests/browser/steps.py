@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from ckpt_lib import CheckpointManager
 
@@ -21,6 +21,11 @@ def go(page: Page, tab: str) -> None:
         page.locator(".overflow-menu > button").click()
         item = page.locator(".overflow-dropdown").get_by_role("button", name=tab)
     item.click()
+
+
+def field(page: Page, label: str) -> Locator:
+    """The field of a label that can be seen: screens that are not shown have some of the same."""
+    return page.get_by_label(label).filter(visible=True)
 
 
 def names(page: Page) -> list[str]:

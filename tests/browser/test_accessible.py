@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from playwright.sync_api import Browser, Page, expect
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from tests.browser import stores
 from tests.browser.conftest import page_of, watched_page
-from tests.browser.steps import go, opened, shown
+from tests.browser.steps import field, go, opened, shown
 from tests.browser.test_reading import TABS
+from tests.helpers import leave_unfinished
 
 GRADIO_RULES = {"aria-prohibited-attr": "a plot that is not drawn yet"}
 """What Gradio's own markup breaks, by rule, with the reason why it stays."""
@@ -24,8 +26,13 @@ _RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> CheckpointConfig:
-    """A store with damage, which no test changes."""
-    return stores.damaged_store(tmp_path_factory.mktemp("accessible") / "store")
+    """A store with damage, with what a kill has left and with a trash, which no test changes."""
+    config = stores.damaged_store(tmp_path_factory.mktemp("accessible") / "store")
+    leave_unfinished(Path(config.checkpoint_dir) / "digits")
+    manager = CheckpointManager(config, "digits")
+    manager.delete_checkpoint(manager.get_checkpoint("epoch_1").checkpoint_id)
+    manager.thin_checkpoint("epoch_3")
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +79,7 @@ def test_a_checkpoint_and_what_is_asked_about_it(
     """The detail with its forms open, the question before a deletion, and a comparison."""
     with watched_page(browser, scheme=scheme) as (page, _):
         opened(page, address, CheckpointManager(config, "digits"), "epoch_9")
-        for name in ("Edit tags and description", "Export", "Delete…"):
+        for name in ("Edit tags and description", "Add a metric", "Export", "Delete…"):
             page.get_by_role("button", name=name).click()
         expect(page.get_by_role("alertdialog")).to_be_visible()
         assert serious(page) == {}
@@ -81,3 +88,34 @@ def test_a_checkpoint_and_what_is_asked_about_it(
         page.keyboard.press("Enter")
         expect(page.locator(".ck-compare").first).to_be_visible()
         assert serious(page) == {}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_questions_and_answers(browser: Browser, address: str, scheme: str) -> None:
+    """What is found everywhere, a check, why nothing was saved, and what is asked before something is done."""
+    found = {}
+    with watched_page(browser, scheme=scheme) as (page, _):
+        page.goto(address)
+        field(page, "Conditions").fill("val_loss<0.3")
+        expect(page.locator("#ck-experiments .ck-list")).to_be_visible()
+        found["found"] = serious(page)
+        shown(page, address, "digits", "Summary")
+        for name, answer in (
+            ("Look for leftovers", "What a check has found"),
+            ("Why was nothing saved?", "Why nothing newer was saved"),
+            ("The largest accuracy is best", "Measure the best by"),
+        ):
+            page.get_by_role("button", name=name).first.click()
+            expect(page.locator("#ck-summary")).to_contain_text(answer)
+            found[name] = serious(page)
+        go(page, "Trash")
+        page.get_by_role("button", name="Empty the trash…").click()
+        expect(page.get_by_role("alertdialog")).to_be_visible()
+        found["trash"] = serious(page)
+        go(page, "Checkpoints")
+        field(page, "Conditions").fill("epoch<8")
+        page.get_by_role("button", name="Keep only their weights…").press("Enter")
+        expect(page.get_by_role("alertdialog")).to_be_visible()
+        expect(page.get_by_role("button", name="Keep everything")).to_be_focused()
+        found["thin"] = serious(page)
+    assert {name: rules for name, rules in found.items() if rules} == {}

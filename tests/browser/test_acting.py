@@ -18,7 +18,7 @@ from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from tests.browser import stores
 from tests.browser.conftest import page_of
-from tests.browser.steps import chosen, go, opened, shown
+from tests.browser.steps import chosen, field, go, opened, shown
 
 
 @pytest.fixture
@@ -142,6 +142,96 @@ def test_a_cleanup_that_finds_damage(page: Page, damaged: str, manager: Checkpoi
     assert manager.checkpoint_ids() == before
 
 
+def test_what_is_thinned_comes_back(page: Page, damaged: str, manager: CheckpointManager) -> None:
+    """What meets the conditions is asked about, and the trash brings the rest of a checkpoint back."""
+    checkpoint_id = manager.get_checkpoint("epoch_2").checkpoint_id
+    whole = manager.get_checkpoint(checkpoint_id).file_size
+    shown(page, damaged, "digits")
+    offer = page.get_by_role("button", name="Keep only their weights…")
+    expect(page.locator(".ck-list")).to_be_visible()
+    expect(offer).to_be_hidden()  # of all there are, nobody asks
+    field(page, "Conditions").fill("epoch=2")
+    offer.click()
+    question = page.get_by_role("alertdialog")
+    expect(question).to_contain_text(checkpoint_id)
+    field(page, "Conditions").fill("epoch<=2")
+    expect(question).to_be_hidden()  # it was about others
+    field(page, "Conditions").fill("epoch=2")
+    offer.click()
+    question.get_by_role("button", name="Thin 1 checkpoint").click()
+    expect(page.locator(".ck-list")).to_contain_text("weights only")
+    assert manager.get_checkpoint(checkpoint_id).file_size < whole
+    go(page, "Trash")
+    page.get_by_role("button", name=f"Bring back the rest {checkpoint_id}").click()
+    row = page.get_by_role("row").filter(has_text=checkpoint_id)
+    expect(row.get_by_role("button")).to_have_count(0)  # what it was thinned to is left, and nothing to bring back
+    assert manager.get_checkpoint(checkpoint_id).file_size == whole
+
+
+def test_a_question_about_what_has_changed(page: Page, damaged: str, manager: CheckpointManager) -> None:
+    """What was shown is done and nothing else: neither the list nor the trash is what was asked about."""
+    first, second = (manager.get_checkpoint(f"epoch_{epoch}").checkpoint_id for epoch in (1, 2))
+    manager.delete_checkpoint(first)
+    shown(page, damaged, "digits", "Trash")
+    page.get_by_role("button", name="Empty the trash…").click()
+    question = page.get_by_role("alertdialog")
+    expect(question).to_contain_text(first)
+    manager.delete_checkpoint(second)
+    question.get_by_role("button", name="Delete for good").click()
+    go(page, "Jobs")
+    expect(page.get_by_role("row").filter(has_text="Empty the trash")).to_contain_text("has changed since it was shown")
+    go(page, "Checkpoints")
+    field(page, "Conditions").fill("epoch<5")
+    page.get_by_role("button", name="Keep only their weights…").click()
+    expect(question).to_contain_text("2 checkpoints")
+    manager.undelete_checkpoint(first)
+    question.get_by_role("button", name="Thin 2 checkpoints").click()
+    expect(page.get_by_role("alert")).to_contain_text("has changed since it was shown")
+    assert [item.checkpoint_id for item in manager.list_deleted()] == [second]
+    assert not any(item.is_thinned for item in manager.list_checkpoints())
+
+
+def test_a_metric_that_is_there_already(page: Page, damaged: str, manager: CheckpointManager) -> None:
+    """Another value is refused until it is meant, and so is what is no number; a source's own value shows."""
+    checkpoint_id = opened(page, damaged, manager, "epoch_8")
+    page.get_by_role("button", name="Add a metric").click()
+    save = page.get_by_role("button", name="Add the metric")
+    for label, text in (("Name", "accuracy"), ("Value", "good"), ("Measured by", "again")):
+        field(page, label).fill(text)
+    save.click()
+    expect(page.get_by_role("alert")).to_contain_text("no number")
+    field(page, "Value").fill("0.5")
+    save.click()
+    expect(page.get_by_role("alert")).to_contain_text("accuracy")
+    assert not manager.get_checkpoint(checkpoint_id).added_metrics
+    page.get_by_label("Replace what was recorded before").click()
+    save.click()
+    expect(page.get_by_role("row").filter(has_text="again")).to_contain_text("0.5")
+    assert manager.get_checkpoint(checkpoint_id).metrics["accuracy"] == 0.5
+
+
+def test_a_search_of_all_experiments(page: Page, damaged: str, manager: CheckpointManager) -> None:
+    """It tells what is wrong with a condition, sorts, turns pages, and ends."""
+    page.goto(damaged)
+    field(page, "Conditions").fill("val_loss is small")
+    expect(page.get_by_role("alert")).to_be_visible()
+    field(page, "Conditions").fill("epoch>=1")
+    screen = page.locator("#ck-experiments")
+    expect(screen.locator(".ck-pager")).to_contain_text("1 to 50")
+    screen.get_by_role("button", name="Next").click()
+    expect(screen.locator(".ck-pager")).to_contain_text("51 to 73")
+    screen.get_by_role("button", name="Epoch", exact=True).click()
+    expect(screen.locator(".ck-pager")).to_contain_text("1 to 50")
+    expect(screen.get_by_role("rowheader").first).to_contain_text("epoch_0060")
+    page.get_by_label("Find in all experiments").fill("warm-up")
+    expect(screen.get_by_role("rowheader")).to_have_count(1)
+    expect(screen.get_by_role("rowheader")).to_contain_text(manager.get_checkpoint("epoch_3").checkpoint_id)
+    page.get_by_label("Find in all experiments").fill("nothing like it")
+    screen.get_by_role("button", name="Show all experiments").click()
+    expect(screen).to_contain_text("3 experiments")
+    expect(page.get_by_label("Find in all experiments")).to_have_value("")
+
+
 def test_an_export_is_downloaded(page: Page, damaged: str, manager: CheckpointManager, tmp_path: Path) -> None:
     """The weights in bf16, as a file that safetensors reads."""
     checkpoint_id = opened(page, damaged, manager, "best")
@@ -219,9 +309,14 @@ def test_read_only(page: Page, config: CheckpointConfig, tmp_path: Path) -> None
         page.wait_for_url(address)
         expect(page.locator("#ck-header")).to_contain_text("Read-only")
         opened(page, address, manager, "epoch_2")
-        for name in ("Delete…", "Pin", "Repair", "Edit tags and description"):
+        for name in ("Delete…", "Pin", "Repair", "Edit tags and description", "Add a metric"):
             expect(page.get_by_role("button", name=name)).to_be_hidden()
         for name in ("Validate", "Export"):
             expect(page.get_by_role("button", name=name)).to_be_visible()
+        go(page, "Summary")
+        page.get_by_role("button", name="Look for leftovers").click()
+        expect(page.locator("#ck-summary")).to_contain_text("1 problem.")
+        for name in ("Fix", "Set aside", "The largest accuracy is best", "Back up all"):
+            expect(page.get_by_role("button", name=name)).to_be_hidden()
         page.get_by_role("button", name="Sign out").click()
         expect(page.get_by_label("Token")).to_be_visible()

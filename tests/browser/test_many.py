@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from tests.browser.conftest import page_of
-from tests.browser.steps import go, names, shown
+from tests.browser.steps import field, go, names, shown
 from tests.web import big_store
 
 COUNT = 5_000
@@ -54,10 +54,10 @@ def test_search_sort_and_conditions(page: Page, many: str, config: CheckpointCon
     best = manager.list_checkpoints(sort_by="val_loss", limit=50)
     expect(page.locator("#ck-checkpoints .ck-list tbody .ck-link").first).to_have_text(best[0].checkpoint_id)
     assert names(page) == [item.checkpoint_id for item in best]
-    page.get_by_label("Search").fill("epoch_0123")
+    field(page, "Search").fill("epoch_0123")
     expect(page.locator(".ck-pager")).to_contain_text("1 to 10")
     assert all("epoch_0123" in name for name in names(page))
-    page.get_by_label("Conditions").fill("step>=1235")
+    field(page, "Conditions").fill("step>=1235")
     found = manager.list_checkpoints(search="epoch_0123", where=["step>=1235"], sort_by="val_loss")
     expect(page.locator(".ck-pager")).to_contain_text(f"1 to {len(found)}")
     assert names(page) == [item.checkpoint_id for item in found]

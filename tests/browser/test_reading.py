@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import watched_page
-from tests.browser.steps import go, names, shown
+from tests.browser.steps import field, go, names, shown
 from tests.browser.stores import EVIL, MANY, TEMPLATES
 
 TABS = ("Experiments", "Checkpoints", "Plots", "Compare", "Summary", "Clean up", "Trash", "Jobs", "Live runs", "Set up")
@@ -58,16 +58,37 @@ def test_sorting_by_keyboard(page: Page, few: str) -> None:
 def test_search_and_conditions(page: Page, few: str) -> None:
     """What is typed narrows the list; a condition that cannot be understood says what one looks like."""
     shown(page, few, "digits")
-    page.get_by_label("Search").fill("warm-up")
+    field(page, "Search").fill("warm-up")
     expect(page.locator(".ck-list tbody tr")).to_have_count(1)
-    page.get_by_label("Search").fill("nothing like it")
+    field(page, "Search").fill("nothing like it")
     page.get_by_role("button", name="Show all").click()
     expect(page.locator(".ck-list tbody tr")).to_have_count(12)
-    expect(page.get_by_label("Search")).to_have_value("")
-    page.get_by_label("Conditions").fill("val_loss<0.3, epoch<10")
+    expect(field(page, "Search")).to_have_value("")
+    field(page, "Conditions").fill("val_loss<0.3, epoch<10")
     expect(page.locator(".ck-list tbody tr")).to_have_count(2)
-    page.get_by_label("Conditions").fill("val_loss is small")
+    field(page, "Conditions").fill("val_loss is small")
     expect(page.get_by_role("alert")).to_contain_text("val_loss<0.3")
+
+
+def test_tags(page: Page, few: str) -> None:
+    """A click on a tag shows those that have it; all tags can be chosen from, several at a time, and let go again."""
+    shown(page, few, "digits")
+    rows = page.locator(".ck-list tbody tr")
+    page.locator(".ck-list").get_by_role("button", name="even", exact=True).first.click()
+    expect(rows).to_have_count(6)
+    page.get_by_role("button", name="Tags…").click()
+    bar = page.get_by_role("group", name="Filter by tag")
+    expect(bar.get_by_role("button", name="even", exact=True)).to_have_attribute("aria-pressed", "true")
+    bar.get_by_role("button", name=EVIL, exact=True).click()
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("epoch_0004")
+    bar.get_by_role("button", name="Close").click()
+    for name, count in ((EVIL, 6), ("even", 12)):
+        page.get_by_role("button", name=f"Remove {name}", exact=True).click()
+        expect(rows).to_have_count(count)
+    shown(page, few, "many")
+    page.get_by_role("button", name="Tags…").click()
+    expect(bar).to_contain_text("No checkpoint has a tag.")
 
 
 def test_comparison(page: Page, few: str) -> None:

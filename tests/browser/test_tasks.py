@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from tests.browser import stores
 from tests.browser.conftest import page_of
-from tests.browser.steps import go, names
+from tests.browser.steps import field, go, names
+from tests.helpers import leave_unfinished
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "tasks.md"
 CLICKS = dict(re.findall(r"^\| ([^|]+?) \| `[^|]+` \| (\d+) \|$", DOCS.read_text("utf-8"), re.MULTILINE))
@@ -37,7 +38,7 @@ class Hand:
         self.count += 1
 
     def fill(self, label: str, text: str) -> None:
-        self.page.get_by_label(label).fill(text)
+        field(self.page, label).fill(text)
         self.count += 1
 
     def choose(self, label: str, option: str) -> None:
@@ -91,11 +92,32 @@ def find_best(hand: Hand) -> None:
     assert names(hand.page)[0] == hand.manager.get_checkpoint("best").checkpoint_id
 
 
+def find_everywhere(hand: Hand) -> None:
+    """Of every experiment, those that meet the condition are listed, and lead to the checkpoint."""
+    hand.fill("Conditions", "val_loss<0.3")
+    screen = hand.page.locator("#ck-experiments")
+    good = {
+        item.checkpoint_id: name
+        for name in ("digits", "many", "words")
+        for item in CheckpointManager(hand.manager.config, name).list_checkpoints(where=["val_loss<0.3"])
+    }
+    assert set(good.values()) == {"digits", "many"}
+    rows = screen.get_by_role("row").filter(has=hand.page.get_by_role("rowheader"))
+    expect(rows).to_have_count(len(good))
+    for checkpoint_id, name in good.items():
+        expect(rows.filter(has_text=checkpoint_id)).to_contain_text(name)
+    best = hand.manager.get_checkpoint("best").checkpoint_id
+    hand.click(best, screen)
+    expect(hand.page.locator(".ck-head h2")).to_have_text(best)
+    expect(hand.page.locator(".ck-chooser select")).to_have_value(EXPERIMENT)
+
+
 def compare(hand: Hand) -> None:
     hand.experiment()
     two = [hand.manager.get_checkpoint(name).checkpoint_id for name in ("epoch_12", "epoch_11")]
-    for checkpoint_id in two:
+    for number, checkpoint_id in enumerate(two, start=1):
         hand.tick(checkpoint_id)
+        expect(hand.page.locator("#ck-checkpoints")).to_contain_text(f"{number} selected")
     hand.click("Compare", hand.page.locator(".ck-bar"))
     for checkpoint_id in two:
         expect(hand.page.locator("#ck-compare")).to_contain_text(checkpoint_id)
@@ -155,6 +177,34 @@ def tag(hand: Hand) -> None:
     assert hand.manager.get_checkpoint(checkpoint_id).tags == ("even", "release")
 
 
+def add_metric(hand: Hand) -> None:
+    hand.experiment()
+    checkpoint_id = hand.open("best")
+    hand.click("Add a metric")
+    hand.fill("Name", "bleu")
+    hand.fill("Value", "31.5")
+    hand.fill("Measured by", "newstest")
+    hand.click("Add the metric")
+    expect(hand.page.get_by_role("row").filter(has_text="bleu")).to_contain_text("newstest")
+    (added,) = hand.manager.get_checkpoint(checkpoint_id).added_metrics
+    assert (added.name, added.value, added.source) == ("bleu", 31.5, "newstest")
+
+
+def choose_monitor(hand: Hand) -> None:
+    """Epoch 2 is made the one of the smallest accuracy, and nothing else changes."""
+    hand.manager.add_metrics("epoch_2", {"accuracy": 0.999}, source="a test", replace=True)
+    hand.experiment()
+    hand.tab("Summary")
+    hand.click("The largest accuracy is best")
+    wanted = hand.manager.get_checkpoint("epoch_2").checkpoint_id
+    expect(hand.page.get_by_role("alertdialog")).to_contain_text(wanted)
+    hand.click("Choose it")
+    expect(hand.page.locator("#ck-summary")).to_contain_text("largest accuracy")
+    monitor = CheckpointManager(hand.manager.config, EXPERIMENT).monitor
+    assert (monitor.metric, monitor.mode) == ("accuracy", "max")
+    assert hand.manager.get_checkpoint("best").checkpoint_id == wanted
+
+
 def validate_all(hand: Hand) -> None:
     hand.experiment()
     hand.tab("Summary")
@@ -180,12 +230,49 @@ def repair(hand: Hand) -> None:
     assert hand.manager.validate_checkpoint(checkpoint_id)
 
 
+def set_aside(hand: Hand) -> None:
+    checkpoint_id = hand.manager.get_checkpoint("epoch_9").checkpoint_id
+    hand.manager.delete_backup(checkpoint_id)
+    hand.experiment()
+    hand.open("epoch_9")
+    hand.click("Set aside")
+    expect(hand.page.locator("#ck-checkpoints")).to_contain_text("1 checkpoint set aside")
+    assert [item.checkpoint_id for item in hand.manager.list_quarantined()] == [checkpoint_id]
+    assert checkpoint_id not in hand.manager.checkpoint_ids()
+
+
 def restore(hand: Hand) -> None:
     hand.experiment()
     checkpoint_id = hand.open("epoch_9")
     hand.click("Restore")
     hand.job_ended("Restored")
     assert hand.manager.validate_checkpoint(checkpoint_id)
+
+
+def why_not_saved(hand: Hand) -> None:
+    unfinished = leave_unfinished(Path(hand.manager.config.checkpoint_dir) / EXPERIMENT)
+    hand.experiment()
+    hand.tab("Summary")
+    hand.click("Why was nothing saved?")
+    expect(hand.page.locator("#ck-summary")).to_contain_text(f"was killed while it saved {unfinished}")
+    expect(hand.page.locator("#ck-summary")).to_contain_text("No live run")
+
+
+def clear_up(hand: Hand) -> None:
+    """What was left goes, and what has a backup is repaired."""
+    folder = Path(hand.manager.config.checkpoint_dir) / EXPERIMENT
+    unfinished = leave_unfinished(folder)
+    before = hand.manager.checkpoint_ids()
+    hand.experiment()
+    hand.tab("Summary")
+    hand.click("Look for leftovers")
+    expect(hand.page.get_by_role("row").filter(has_text=unfinished)).to_contain_text("half save")
+    assert list(folder.glob(f"{unfinished}*"))
+    hand.click("Fix 2 findings")
+    expect(hand.page.locator("#ck-summary")).to_contain_text("None is known")
+    assert not list(folder.glob(f"{unfinished}*"))
+    assert hand.manager.checkpoint_ids() == before
+    assert hand.manager.validate_checkpoint("epoch_9")
 
 
 def back_up_all(hand: Hand) -> None:
@@ -234,6 +321,38 @@ def delete_early(hand: Hand) -> None:
     assert min(item.epoch for item in hand.manager.list_checkpoints()) == 3
 
 
+def empty_trash(hand: Hand) -> None:
+    checkpoint_id = hand.manager.get_checkpoint("epoch_2").checkpoint_id
+    hand.manager.delete_checkpoint(checkpoint_id)
+    hand.experiment()
+    hand.tab("Trash")
+    expect(hand.page.get_by_role("row").filter(has_text=checkpoint_id)).to_contain_text(re.compile("in (1 d|23 h)"))
+    hand.click("Empty the trash…")
+    expect(hand.page.get_by_role("alertdialog")).to_contain_text(checkpoint_id)
+    assert hand.manager.list_deleted()
+    hand.click("Delete for good")
+    expect(hand.page.locator("#ck-trash")).to_contain_text("The trash is empty")
+    assert not hand.manager.list_deleted()
+    assert not stores.payload_of(hand.manager.config, checkpoint_id).exists()
+
+
+def thin_early(hand: Hand) -> None:
+    weights = hand.manager.load_checkpoint("epoch_1")["model_state_dict"]
+    hand.experiment()
+    hand.fill("Conditions", "epoch<7")
+    hand.click("Keep only their weights…")
+    question = hand.page.get_by_role("alertdialog")
+    for epoch in (1, 2, 3, 4, 6):
+        expect(question).to_contain_text(hand.manager.get_checkpoint(f"epoch_{epoch}").checkpoint_id)
+    expect(question).to_contain_text("1 pinned")
+    hand.click("Thin 5 checkpoints")
+    go(hand.page, "Jobs")
+    expect(hand.page.get_by_role("row").filter(has_text="Thin")).to_contain_text("5 checkpoints thinned")
+    assert [item.epoch for item in hand.manager.list_checkpoints() if item.is_thinned] == [1, 2, 3, 4, 6]
+    after = hand.manager.load_checkpoint("epoch_1")["model_state_dict"]
+    assert all(torch.equal(weights[name], after[name]) for name in weights)
+
+
 def bring_back(hand: Hand) -> None:
     checkpoint_id = hand.manager.get_checkpoint("epoch_2").checkpoint_id
     hand.manager.delete_checkpoint(checkpoint_id)
@@ -247,21 +366,29 @@ def bring_back(hand: Hand) -> None:
 TASKS: dict[str, Callable[[Hand], None]] = {
     "see what is there": see,
     "find the best of the last week": find_best,
+    "find good ones in all experiments": find_everywhere,
     "compare two": compare,
     "get the best weights in bf16 as safetensors": weights,
     "hand the best over, with its manifest": hand_over,
     "load the weights with `from_pretrained`": from_pretrained,
     "protect the best from every deletion": pin,
     "tag the best": tag,
+    "add a metric that was measured later": add_metric,
+    "choose what the best is measured by": choose_monitor,
     "read every byte": validate_all,
     "know why one cannot be loaded": why,
     "repair a damaged one": repair,
+    "set aside one that nothing can repair": set_aside,
     "bring back one whose file is gone": restore,
+    "know why nothing was saved": why_not_saved,
+    "clear up what a kill has left": clear_up,
     "copy all to the backups": back_up_all,
     "know what can be deleted": what_can_go,
     "keep the best and the newest": keep_some,
     "delete those of early epochs": delete_early,
     "bring back a deleted one": bring_back,
+    "free what the trash takes": empty_trash,
+    "keep only the weights of early epochs": thin_early,
 }
 
 
