@@ -8,8 +8,10 @@ from typing import Any, Literal
 import gradio as gr
 from markupsafe import Markup
 
-from ckpt_lib.core.wording import count_of, size_text
+from ckpt_lib.core.wording import size_text
 from ckpt_lib.page.desk import Desk
+from ckpt_lib.page.file_actions import FileActions
+from ckpt_lib.page.jobs import subject_of
 from ckpt_lib.page.markup import notice
 from ckpt_lib.page.view import View
 from ckpt_lib.web.operations import Backup, Cleanup, Export, Repair, Restore, Validate
@@ -28,6 +30,7 @@ class Actions:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self.files = FileActions(desk)
         self._moves: dict[str, Callable[[View, str], View]] = {
             "experiment": lambda view, value: view.of_experiment(value).with_(tab=_tab_of_list(view), opened=""),
             "open": lambda view, value: view.with_(tab="checkpoints", opened=value, asked=""),
@@ -70,6 +73,8 @@ class Actions:
             work = Cleanup(max_checkpoints=view.planned, fingerprint=value)
             self._desk.start(request, view.experiment, work)
             return view.with_(asked="", planned=None), notice("Cleanup started.", hint="Its outcome is in Jobs.")
+        if act in self.files.acts:
+            return self.files.acts[act](request, view, value)
         if act not in self._changes:
             return view, None
         scope, change = self._changes[act]
@@ -139,10 +144,10 @@ class Actions:
         job = self._desk.jobs.cancel(value)
         return (
             view,
-            f"Cancelling the job on {count_of(len(job.checkpoint_ids), 'checkpoint')}: it ends at its next step.",
+            f"Cancelling the job on {subject_of(job)}: it ends at its next step.",
         )
 
 
 def _tab_of_list(view: View) -> Any:
     """Return the screen to show of another experiment: the same one, or its list."""
-    return "checkpoints" if view.tab in ("", "experiments", "jobs", "runs", "setup") else view.tab
+    return "checkpoints" if view.tab in ("", "experiments", "files", "jobs", "runs", "setup") else view.tab

@@ -10,7 +10,9 @@ import gradio as gr
 
 from ckpt_lib.core.wording import duration
 from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.page.conversions import Conversions
 from ckpt_lib.page.run_requests import RunRequests
+from ckpt_lib.page.view import View
 from ckpt_lib.web.job import ENDED, Job
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
@@ -25,7 +27,7 @@ audit = logging.getLogger("ckpt_lib.audit")
 
 @dataclass(frozen=True)
 class Desk:
-    """The store, the jobs and the sessions of a server, and what it has asked live runs of this machine for."""
+    """The store, the jobs, the conversions and the sessions of a server, and what it has asked live runs here for."""
 
     settings: ServerSettings
     managers: Managers
@@ -33,6 +35,7 @@ class Desk:
     sessions: Sessions
     transfers: Transfers
     requests: RunRequests
+    conversions: Conversions
 
     def check(self, request: gr.Request, scope: Scope) -> str:
         """Return the name of a browser's token. Raises ``PermissionError`` if it may not do this."""
@@ -58,8 +61,10 @@ class Desk:
         self.note(who, f"start {work.operation}", experiment, ", ".join(job.checkpoint_ids[:20]))
         return job
 
-    def has_work(self) -> bool:
-        """Tell whether a job waits or runs, or a live run is to answer."""
+    def has_work(self, view: View) -> bool:
+        """Tell whether a job waits or runs, a file of this browser is converted, or a live run is to answer."""
+        if self.conversions.is_running(view.files.conversion):
+            return True
         return self.requests.are_waiting() or any(job.state not in ENDED for job in self.jobs.all())
 
     def note(self, who: str, action: str, experiment: str, checkpoint_id: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -13,7 +14,7 @@ from ckpt_lib.core.wording import count_of, duration, listed, size_text
 from ckpt_lib.page.markup import NOTHING, Column, badge, button, empty, joined, moment, progress, table
 from ckpt_lib.web.gate import PAGE_PATH
 from ckpt_lib.web.job import ENDED, Job
-from ckpt_lib.web.operations import Outcome
+from ckpt_lib.web.operations import Import, Outcome
 
 _MOST_SHOWN = 50
 _WORDS = {"validate": "Validate", "backup": "Back up", "repair": "Repair", "restore": "Restore"}
@@ -35,7 +36,7 @@ def jobs_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
     rows = [
         (
             _title(job),
-            _named(job),
+            subject_of(job),
             badge(job.state),
             _progress(job),
             moment(job.created_at),
@@ -54,7 +55,7 @@ def running_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
         cancel = button("cancel", job.job_id, "Cancel") if may_cancel else NOTHING
         word = _WORDS[job.work.operation]
         template = Markup('<div class="ck-running"><span>{} {}</span>{}{}</div>')
-        lines.append(template.format(word, _named(job), _progress(job), cancel))
+        lines.append(template.format(word, subject_of(job), _progress(job), cancel))
     if len(running) > 3:
         lines.append(Markup("<p>{}</p>").format(f"and {count_of(len(running) - 3, 'job')} more"))
     return joined(lines)
@@ -84,7 +85,10 @@ def files_html(exported: dict[str, Any]) -> Markup:
     return Markup("{} {}").format(joined(links, ", "), remark)
 
 
-def _named(job: Job) -> str:
+def subject_of(job: Job) -> str:
+    """Say in a few words what a job is about."""
+    if isinstance(job.work, Import):
+        return count_of(len(job.work.uploads), "file")
     if job.work.operation == "cleanup":
         return "by the plan that was shown"
     return job.checkpoint_ids[0] if len(job.checkpoint_ids) == 1 else count_of(len(job.checkpoint_ids), "checkpoint")
@@ -125,6 +129,12 @@ def _exported(found: list[Outcome]) -> Markup:
     return files_html(found[0].result)
 
 
+def _imported(found: list[Outcome]) -> str:
+    """Count what became of the files, such as ``2 imported, 1 refused``."""
+    counts = Counter(str(item.result["result"]) for item in found if item.result)
+    return ", ".join(f"{count} {result}" for result, count in counts.items())
+
+
 def _cleaned_up(found: list[Outcome]) -> str:
     report = found[0].result
     freed_bytes = report["freed_bytes"] + report["trashed_bytes"]
@@ -140,6 +150,7 @@ def _done_to_each(found: list[Outcome]) -> str:
 _TOLD: dict[str, Callable[[list[Outcome]], str | Markup]] = {
     "validate": _validated,
     "export": _exported,
+    "import": _imported,
     "cleanup": _cleaned_up,
     "backup": _done_to_each,
     "restore": _done_to_each,
