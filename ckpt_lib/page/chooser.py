@@ -216,7 +216,8 @@ element.addEventListener('drop', async event => {
     event.preventDefault();
     over(false);
     const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry()).filter(Boolean);
-    take((await Promise.all(entries.map(dropped))).flat());
+    const files = [...event.dataTransfer.files].map(file => ({file, path: file.name}));
+    take(entries.length ? (await Promise.all(entries.map(dropped))).flat() : files);
 });
 addEventListener('pagehide', event => {
     if (event.persisted) return;
