@@ -12,6 +12,7 @@ from ckpt_lib.core.wording import size_text, visible
 from ckpt_lib.errors import CheckpointNotFoundError
 from ckpt_lib.page.conversions import Conversion
 from ckpt_lib.page.desk import Desk
+from ckpt_lib.page.holdings import ALL
 from ckpt_lib.page.jobs import files_html as links_html
 from ckpt_lib.page.markup import NOTHING, Column, badge, button, empty, joined, progress, section, table, warning
 from ckpt_lib.page.view import View
@@ -25,7 +26,7 @@ def held_uploads(desk: Desk, view: View) -> tuple[str, ...]:
     if job is not None and not job.has_ended:
         return ()
     with suppress(CheckpointNotFoundError):
-        for upload_id in view.files.uploads:
+        for upload_id in view.files.uploads[:1]:  # it has come first, and goes first
             desk.transfers.uploads.get(upload_id)
         return view.files.uploads
     return ()
@@ -112,7 +113,7 @@ def _row(experiment: str, source: str, outcome: Outcome) -> tuple[Any, ...]:
     remarks = [_capitalised(visible(sentence)) for sentence in (item.get("reason"), *item["left_out"]) if sentence]
     name = Markup('<span class="ck-id">{}</span> <span class="ck-soft">{}</span>')
     return (
-        name.format(visible(item.get("path") or source), item["title"]),
+        name.format(visible(item.get("path") or source or ALL), item["title"]),
         badge(item["result"]),
         checkpoint,
         joined(remarks, Markup("<br>")),

@@ -5,7 +5,6 @@ The structure alone is read. No code runs, and no tensor is read.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,8 @@ from ckpt_lib.page.detail import tensors_html
 from ckpt_lib.page.markup import NOTHING, badge, code, facts, joined, number, section, warning
 from ckpt_lib.web.uploads import Uploads
 
+ALL = "all files together"
+"""The name of several files that are one checkpoint, and were in no folder."""
 _MOST_SHOWN = 50
 _MOST_SENTENCES = 20
 
@@ -50,14 +51,13 @@ def look_at(uploads: Uploads, upload_ids: Sequence[str]) -> tuple[Markup, bool]:
     """
     with uploads.laid_out(upload_ids) as path:
         if path.is_file():
-            held = [_inspected(path.name, str(path))]
+            held = [_inspected(path.name, str(path), uploads)]
             is_one = not held[0].problem
         else:
             items = _items(path)
-            held = [_looked_at(item) for item in items[:_MOST_SHOWN]]
+            held = [_looked_at(item, uploads) for item in items[:_MOST_SHOWN]]
             is_one = [item.path for item in items] == [""] and not held[0].problem
-        html = _html(held, len(upload_ids), more=0 if path.is_file() else max(0, len(items) - len(held)))
-        return Markup(uploads.as_named(html)), is_one  # noqa: S704 - the names in it are escaped
+        return _html(held, len(upload_ids), more=0 if path.is_file() else len(items) - len(held)), is_one
 
 
 def _items(folder: Path) -> list[TreeItem]:
@@ -68,20 +68,29 @@ def _items(folder: Path) -> list[TreeItem]:
     return [*in_order([item for item in found if item.is_checkpoint]), *others]
 
 
-def _looked_at(item: TreeItem) -> _Held:
-    name, failure = item.path or os.path.basename(item.source), item.failure
+def _looked_at(item: TreeItem, uploads: Uploads) -> _Held:
+    name, failure = item.path or uploads.as_named(item.source), item.failure
+    name = ALL if name == "upload" else name
     if failure is None and not item.is_part:
-        return _inspected(name, item.source)
+        return _inspected(name, item.source, uploads)
     if failure is None:  # some files of a folder, which no path names
         return _Held(name, item.title, item.size_bytes)
     if isinstance(failure, CheckpointError):
         failure.path = None  # the name says it
     mark = "damaged" if isinstance(failure, IntegrityError) else "refused" if item.is_checkpoint else "no checkpoint"
-    return _Held(name, item.title, item.size_bytes, problem=str(failure), mark=mark)
+    return _Held(name, item.title, item.size_bytes, problem=uploads.as_named(str(failure)), mark=mark)
 
 
-def _inspected(name: str, path: str) -> _Held:
-    found = inspect_checkpoint(path)
+def _inspected(name: str, path: str, uploads: Uploads) -> _Held:
+    """Inspect a file or folder. What is said of it names no folder of the server."""
+    said = inspect_checkpoint(path)
+    found = said.model_copy(
+        update={
+            "problem": None if said.problem is None else uploads.as_named(said.problem),
+            "findings": tuple(map(uploads.as_named, said.findings)),
+            "left_out": tuple(map(uploads.as_named, said.left_out)),
+        }
+    )
     mark = "suspicious" if found.findings else ""
     if found.problem:
         mark = "damaged" if "repair" in found.needs else "refused"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from playwright.sync_api import Browser, Page, Route, expect
+from safetensors.torch import save_file
 from torch import nn
 
 from ckpt_lib import CheckpointManager
@@ -197,6 +198,27 @@ def test_a_file_that_cannot_be_converted_says_why(page: Page, address: str, tmp_
     expect(results.locator(".ck-warning")).to_be_visible()
     assert str(tmp_path) not in results.inner_text()
     arrived(page)
+
+
+def test_several_files_may_be_one_checkpoint(page: Page, address: str, tmp_path: Path) -> None:
+    """Of Transformers, for example, whether they were chosen one by one or as a folder."""
+    folder = tmp_path / "gpt"
+    folder.mkdir()
+    save_file({"weight": torch.ones(2, 2)}, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    opened(page, address)
+    for paths, button, name in (
+        (list(folder.iterdir()), "Choose files…", "all files together"),
+        ([folder], "Choose a folder…", "gpt"),
+    ):
+        send(page, *paths, button=button)
+        expect(page.locator("#ck-files h2")).to_have_text(name)
+        expect(page.locator("#ck-files")).to_contain_text("4 in the tensors of the model")
+        page.get_by_role("button", name="Convert", exact=True).click()
+        expect(page.locator("#ck-file-results").get_by_role("link")).to_be_visible()
+    page.get_by_label("Into the experiment").fill("old")
+    page.get_by_role("button", name="Import", exact=True).click()
+    expect(page.locator("#ck-file-results").get_by_role("row", name="gpt")).to_contain_text("imported")
 
 
 # --- what is refused, or interrupted ---
