@@ -107,9 +107,9 @@ def _html(held: Sequence[_Held], count: int, *, more: int) -> Markup:
         Markup('<details class="ck-held"><summary>{}</summary>{}</details>').format(_summary(item), _body(item))
         for item in held
     ]
-    rest = warning(f"And {count_of(more, 'more')}, which an import takes as well.") if more else NOTHING
+    rest = warning(f"And {more:,} more, which an import looks at as well.") if more else NOTHING
     sound = sum(not item.problem for item in held)
-    counted = f"{count_of(count, 'file')}, " + (f"{sound} can be imported" if not more else f"{len(held)} shown")
+    counted = f"{count_of(count, 'file')}, " + (f"the first {len(held)} shown" if more else f"{sound} can be imported")
     return section(counted, joined(parts) + rest)
 
 

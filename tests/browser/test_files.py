@@ -281,6 +281,19 @@ def test_a_connection_that_breaks_goes_on(anxious: Page, address: str, tmp_path:
     assert len(broken) == 2
 
 
+def test_a_server_that_is_busy_is_waited_for(anxious: Page, tmp_path: Path) -> None:
+    """A folder of many files takes more requests than a token has in a second."""
+    for number in range(4):
+        stores.file_of_a_script(tmp_path / "old" / f"{number}.pt", epoch=number)
+    statuses: list[int] = []
+    anxious.on("response", lambda answer: statuses.append(answer.status))
+    with page_of(stores.empty_store(tmp_path / "store"), tmp_path, requests_per_second=2.0) as address:
+        opened(anxious, address)
+        send(anxious, tmp_path / "old", button="Choose a folder…")
+        expect(anxious.locator("#ck-files .ck-held")).to_have_count(4)
+    assert 429 in statuses
+
+
 def test_sending_is_stopped(anxious: Page, address: str, tmp_path: Path, folder: Path) -> None:
     """Nothing of it stays, and other files can be chosen."""
     path = stores.file_of_a_script(tmp_path / "model.pt")

@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ckpt_lib import CheckpointConfig, CheckpointManager, page
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.gate import MAX_BODY_BYTES
 from ckpt_lib.web.tokens import SCOPES, TokenFile
-from tests.web.running import served
+from tests.web.running import served, wait_for
 
 
 @contextmanager
@@ -209,6 +210,29 @@ def test_files_are_sent_with_a_session(guarded: ServerSettings, tokens: dict[str
         browser.get(f"/ui/?token={tokens['delete']}")
         assert sent(browser, data).json()["title"] == "this server is read-only"
         assert "read-only" in act(browser, "files", upload.name)[1]
+
+
+def test_a_file_passes_the_gate_in_pieces(guarded: ServerSettings, tokens: dict[str, str]) -> None:
+    """What has come is on the disk before the rest is sent: no body of a file is held in memory."""
+    size = 8 * MAX_BODY_BYTES
+    digest = base64.b64encode(hashlib.sha256(bytes(size)).digest()).decode()
+    headers = {"Upload-Length": str(size), "Upload-Metadata": "filename eA==", "Repr-Digest": f"sha-256=:{digest}:"}
+
+    def has_come(size_bytes: int) -> bool:
+        return data.stat().st_size >= size_bytes
+
+    def pieces() -> Iterator[bytes]:
+        for number in range(8):
+            yield bytes(MAX_BODY_BYTES)
+            wait_for(partial(has_come, number * MAX_BODY_BYTES))
+
+    with browser_of(guarded) as browser:
+        browser.get(f"/ui/?token={tokens['write']}")
+        upload_id = browser.post("/ui/uploads", headers=headers).json()["upload_id"]
+        headers = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
+        data: Path = guarded.transfers_path() / "uploads" / upload_id / "data"
+        answer = browser.patch(f"/ui/uploads/{upload_id}", headers=headers, content=pieces())
+        assert (answer.status_code, answer.headers["upload-offset"]) == (204, str(size))
 
 
 def test_a_session_is_none_for_the_api(guarded: ServerSettings, tokens: dict[str, str]) -> None:
