@@ -301,7 +301,7 @@ def take_in_compressed(hand: Hand) -> None:
     formats = []
     for item in (plain, manager):
         folder = Path(item.config.checkpoint_dir) / item.experiment_name
-        stored = inspect_checkpoint(next(folder.glob("checkpoint_*.json"))).checkpoint
+        stored = inspect_checkpoint(folder / f"{item.checkpoint_ids()[0]}.json").checkpoint
         formats.append(stored.format if stored else "")
     assert formats == ["torch", "torch+planes"]
 
