@@ -12,7 +12,6 @@ from ckpt_lib.cli.errors import DAMAGE
 from ckpt_lib.cli.output import (
     Column,
     as_number,
-    as_time,
     as_value,
     note,
     print_entry,
@@ -110,31 +109,9 @@ def _looker(name: str, store: str | None, experiment: str | None, config: Any) -
 
 
 def _print_inspection(found: Inspection) -> None:
-    count = "" if found.file_count == 1 else f" in {count_of(found.file_count, 'file')}"
-    facts = {
-        "path": found.path,
-        "kind": found.title,
-        "problem": found.problem or "",
-        "id": found.checkpoint.checkpoint_id if found.checkpoint else "",
-        "experiment": found.checkpoint.experiment_name if found.checkpoint else "",
-        "tags": ", ".join(found.checkpoint.tags) if found.checkpoint else "",
-        "writer": found.writer or "",
-        "saved": as_time(found.saved_at) if found.saved_at else "",
-        "size": f"{size_text(found.size_bytes)} ({found.size_bytes:,} bytes){count}",
-        "compression": _compression(found),
-        "epoch": "" if found.epoch is None else str(found.epoch),
-        "step": "" if found.step is None else str(found.step),
-        "parameters": "" if found.parameter_count is None else f"{found.parameter_count:,}",
-        "values": _values(found),
-        "tensors": f"{len(found.tensors):,}, {size_text(found.tensor_bytes)}" if found.tensors else "",
-        "types": ", ".join(f"{name} {size_text(size)}" for name, size in found.bytes_by_dtype.items()),
-        "states": "\n".join(
-            f"{state.name}: {count_of(state.tensor_count, 'tensor')}, {size_text(state.size_bytes)}"
-            for state in found.states
-        ),
-        "to load": found.to_load,
-    }
-    print_facts({name: value for name, value in facts.items() if value})
+    from ckpt_lib.inspecting.facts import facts_of
+
+    print_facts(facts_of(found))
     if found.metrics:
         print_heading("Metrics")
         print_facts({f"  {name}": as_number(value) for name, value in found.metrics.items()})
@@ -147,22 +124,6 @@ def _print_inspection(found: Inspection) -> None:
     _print_sentences("Classes of its pickle", found.classes[:_CLASSES_SHOWN])
     _print_sentences("Left out", found.left_out)
     _print_sentences("Findings", found.findings)
-
-
-def _values(found: Inspection) -> str:
-    """Say how many values there are, where what is a parameter and what a buffer cannot be told."""
-    if found.parameter_count is not None or not found.tensors:
-        return ""
-    has_model = any(state.name == "model" for state in found.states)
-    of_what = "the tensors of the model, buffers included" if has_model else "tensors"
-    return f"{found.model_element_count:,} in {of_what}"
-
-
-def _compression(found: Inspection) -> str:
-    stored = found.checkpoint
-    if stored is None or stored.compression_ratio is None:
-        return ""
-    return f"{stored.compression_ratio:.1%} of {size_text(stored.plain_size_bytes)}"
 
 
 def _print_sentences(heading: str, sentences: tuple[str, ...]) -> None:

@@ -9,9 +9,11 @@ from typing import Any, Literal
 import gradio as gr
 from markupsafe import Markup
 
-from ckpt_lib.core.wording import count_of, shown, size_text, visible
+from ckpt_lib.core.wording import shown, size_text, visible
 from ckpt_lib.errors import InvalidMetricError
 from ckpt_lib.page.desk import Desk
+from ckpt_lib.page.file_actions import FileActions
+from ckpt_lib.page.jobs import subject_of
 from ckpt_lib.page.markup import notice
 from ckpt_lib.page.summary import monitor_of
 from ckpt_lib.page.thinning import planned_thinning
@@ -53,6 +55,7 @@ class Actions:
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
+        self.files = FileActions(desk)
         self._moves = {**_MOVES, "metric": self._with_metric}
         self._confirmed: dict[str, tuple[str, Callable[[View, str], AnyWork]]] = {
             "cleanup": ("Cleanup", lambda view, value: Cleanup(max_checkpoints=view.planned, fingerprint=value)),
@@ -85,6 +88,8 @@ class Actions:
             title, confirmed = self._confirmed[act]
             self._desk.start(request, view.experiment, confirmed(view, value))
             return view.with_(asked="", planned=None), notice(f"{title} has started.", hint="Its outcome is in Jobs.")
+        if act in self.files.acts:
+            return self.files.acts[act](request, view, value)
         if act not in self._changes:
             return view, None
         scope, change = self._changes[act]
@@ -170,7 +175,7 @@ class Actions:
         job = self._desk.jobs.cancel(value)
         return (
             view,
-            f"Cancelling the job on {count_of(len(job.checkpoint_ids), 'checkpoint')}: it ends at its next step.",
+            f"Cancelling the job on {subject_of(job)}: it ends at its next step.",
         )
 
 
@@ -201,7 +206,7 @@ def _turned(view: View, cursors: tuple[str, ...]) -> View:
 
 def _tab_of_list(view: View) -> Any:
     """Return the screen to show of another experiment: the same one, or its list."""
-    return "checkpoints" if view.tab in ("", "experiments", "jobs", "runs", "setup") else view.tab
+    return "checkpoints" if view.tab in ("", "experiments", "files", "jobs", "runs", "setup") else view.tab
 
 
 def _asking(what: str, view: View, value: str) -> View:

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from ckpt_lib.core.logs import logger
 from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
 from ckpt_lib.page.actions import Actions
+from ckpt_lib.page.conversions import Conversions
 from ckpt_lib.page.desk import Desk
 from ckpt_lib.page.layout import Layout
 from ckpt_lib.page.markup import notice, sentence
@@ -43,7 +44,9 @@ def mount(app: FastAPI, settings: ServerSettings) -> FastAPI:
     """Mount the page of the app's store, behind its gate."""
     sessions = Sessions(app.state.access)
     requests = RunRequests(settings.config)
-    desk = Desk(settings, app.state.managers, app.state.jobs, sessions, app.state.transfers, requests)
+    conversions = Conversions(app.state.transfers)
+    app.state.end_streams.append(conversions.close)
+    desk = Desk(settings, app.state.managers, app.state.jobs, sessions, app.state.transfers, requests, conversions)
     app.add_middleware(PageGate, sessions=sessions, settings=settings, api_path=PREFIX)
     _in_event_loop(
         lambda: gr.mount_gradio_app(
@@ -99,6 +102,8 @@ class Page:
                 self._layout.header,
                 self._layout.notice,
                 self._layout.running,
+                self._layout.chooser,
+                self._layout.file_results,
             ):
                 self._on(screen.act, self._act)
             for name, item in self._layout.tab_items.items():
@@ -116,6 +121,7 @@ class Page:
             *(layout.edit, layout.edit_tags, layout.edit_description, layout.export),
             *(layout.measure, layout.measure_name, layout.measure_value, layout.measure_replace),
             *(layout.metric_plot, layout.size_plot, layout.compared, layout.keep),
+            *(layout.chooser, layout.importing, layout.converting, layout.file_results),
         ]
 
     def _on_fields(self) -> None:
@@ -132,6 +138,12 @@ class Page:
         )
         self._on(
             layout.export_start.click, self._export, [layout.export_format, layout.export_dtype, layout.export_weights]
+        )
+        self._on(layout.import_start.click, self._import, [layout.import_experiment, layout.import_compressed])
+        self._on(
+            layout.convert_start.click,
+            self._convert,
+            [layout.convert_format, layout.convert_dtype, layout.convert_weights],
         )
         self._on(layout.compared.submit, self._compare, [layout.compared])
         self._on(layout.preview.click, self._preview, [layout.keep])
@@ -248,6 +260,16 @@ class Page:
     ) -> Updates:
         return self._shown(request, *self._actions.export(request, view, form, dtype, weights_only=weights))
 
+    def _import(
+        self, request: gr.Request, _: gr.EventData, view: View, experiment: str, is_compressed: bool
+    ) -> Updates:
+        return self._shown(request, *self._actions.files.start_import(request, view, experiment, is_compressed))
+
+    def _convert(
+        self, request: gr.Request, _: gr.EventData, view: View, form: str, dtype: str, weights: bool
+    ) -> Updates:
+        return self._shown(request, *self._actions.files.convert(request, view, form, dtype, weights_only=weights))
+
     def _compare(self, request: gr.Request, _: gr.EventData, view: View, text: str) -> Updates:
         names = tuple(name.strip() for name in text.split(",") if name.strip())
         return self._shown(request, view.with_(selected=names))
@@ -256,7 +278,7 @@ class Page:
         return self._shown(request, view.with_(planned=int(most or 0), asked=""))
 
     def _tick(self, request: gr.Request, _: gr.EventData, view: View) -> Updates:
-        if self._desk.has_work():
+        if self._desk.has_work(view):
             return self._renderer.jobs(request, view)
         updates = self._shown(request, view)  # a job has ended: what is shown may be out of date
         typed = (self._layout.edit_tags, self._layout.edit_description, self._layout.compared, self._layout.keep)

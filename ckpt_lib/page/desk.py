@@ -12,8 +12,10 @@ from ckpt_lib.analysis.results import ExperimentSummary
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.wording import duration
 from ckpt_lib.manager import CheckpointManager
+from ckpt_lib.page.conversions import Conversions
 from ckpt_lib.page.remembered import Remembered
 from ckpt_lib.page.run_requests import RunRequests
+from ckpt_lib.page.view import View
 from ckpt_lib.web.job import ENDED, Job
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
@@ -28,7 +30,7 @@ audit = logging.getLogger("ckpt_lib.audit")
 
 @dataclass(frozen=True)
 class Desk:
-    """The store, the jobs and the sessions of a server, and what it has asked live runs of this machine for."""
+    """The store, the jobs, the conversions and the sessions of a server, and what it has asked live runs here for."""
 
     settings: ServerSettings
     managers: Managers
@@ -36,6 +38,7 @@ class Desk:
     sessions: Sessions
     transfers: Transfers
     requests: RunRequests
+    conversions: Conversions
     remembered: Remembered = field(default_factory=Remembered)
 
     def check(self, request: gr.Request, scope: Scope) -> str:
@@ -71,8 +74,10 @@ class Desk:
         self.note(who, f"start {work.operation}", experiment, ", ".join(job.checkpoint_ids[:20]))
         return job
 
-    def has_work(self) -> bool:
-        """Tell whether a job waits or runs, or a live run is to answer."""
+    def has_work(self, view: View) -> bool:
+        """Tell whether a job waits or runs, a file of this browser is converted, or a live run is to answer."""
+        if self.conversions.is_running(view.files.conversion):
+            return True
         return self.requests.are_waiting() or any(job.state not in ENDED for job in self.jobs.all())
 
     def note(self, who: str, action: str, experiment: str, checkpoint_id: str = "") -> None:

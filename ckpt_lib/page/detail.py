@@ -62,7 +62,7 @@ def detail_html(
             _remarks(checkpoint),
             _facts(manager, checkpoint, manifest, path),
             section("Metrics", _metrics(checkpoint, monitored)),
-            section("Tensors", _tensors(inspection)),
+            section("Tensors", tensors_html(inspection)),
             section("Files", _files(manifest)),
             section("History", _history(manager, checkpoint, manifest, jobs)),
             section("Lineage", _lineage(manager, checkpoint)),
@@ -146,7 +146,8 @@ def _metrics(checkpoint: CheckpointMetadata, monitored: str) -> Markup:
     return table(columns, rows, caption="Metrics", kind="ck-small")
 
 
-def _tensors(inspection: Inspection) -> Markup:
+def tensors_html(inspection: Inspection) -> Markup:
+    """Show the tensors of a checkpoint, folded up."""
     if not inspection.tensors:
         return NOTHING
     columns = (Column("Tensor", is_head=True), Column("Shape"), Column("Type"), Column("Size", numeric=True))

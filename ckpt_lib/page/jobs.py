@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from urllib.parse import quote
@@ -12,13 +13,14 @@ from ckpt_lib.core.wording import count_of, duration, listed, size_text, visible
 from ckpt_lib.page.markup import NOTHING, Column, badge, button, empty, joined, moment, progress, table
 from ckpt_lib.web.gate import PAGE_PATH
 from ckpt_lib.web.job import ENDED, Job
-from ckpt_lib.web.operations import Outcome, SetMonitor
+from ckpt_lib.web.operations import Import, Outcome, SetMonitor
 from ckpt_lib.web.results import (
     AllFixed,
     BackedUp,
     BestChosen,
     CleanedUp,
     Exported,
+    Imported,
     Restored,
     SetAside,
     Thinned,
@@ -49,7 +51,7 @@ def jobs_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
     rows = [
         (
             _title(job),
-            _named(job),
+            subject_of(job),
             badge(job.state),
             _progress(job),
             moment(job.created_at),
@@ -68,7 +70,7 @@ def running_html(jobs: Sequence[Job], *, may_cancel: bool) -> Markup:
         cancel = button("cancel", job.job_id, "Cancel") if may_cancel else NOTHING
         word = _WORDS[job.work.operation]
         template = Markup('<div class="ck-running"><span>{} {}</span>{}{}</div>')
-        lines.append(template.format(word, _named(job), _progress(job), cancel))
+        lines.append(template.format(word, subject_of(job), _progress(job), cancel))
     if len(running) > 3:
         lines.append(Markup("<p>{}</p>").format(f"and {count_of(len(running) - 3, 'job')} more"))
     return joined(lines)
@@ -97,7 +99,10 @@ def files_html(exported: Exported) -> Markup:
     return Markup("{} {}").format(joined(links, ", "), remark)
 
 
-def _named(job: Job) -> str:
+def subject_of(job: Job) -> str:
+    """Say in a few words what a job is about."""
+    if isinstance(job.work, Import):
+        return count_of(len(job.work.uploads), "file")
     if isinstance(job.work, SetMonitor):
         return f"by {visible(job.work.metric)}"
     if job.work.operation in _OF_ALL:
@@ -139,6 +144,12 @@ def _validated(found: list[Outcome]) -> str:
 def _exported(found: list[Outcome]) -> Markup:
     result = found[0].result
     return files_html(result) if isinstance(result, Exported) else Markup("")
+
+
+def _imported(found: list[Outcome]) -> str:
+    """Count what became of the files, such as ``2 imported, 1 refused``."""
+    counts = Counter(item.result.result for item in found if isinstance(item.result, Imported))
+    return ", ".join(f"{count} {result}" for result, count in counts.items())
 
 
 def _cleaned_up(found: list[Outcome]) -> str:
@@ -191,6 +202,7 @@ def _done_to_each(found: list[Outcome]) -> str:
 _TOLD: dict[str, Callable[[list[Outcome]], str | Markup]] = {
     "validate": _validated,
     "export": _exported,
+    "import": _imported,
     "cleanup": _cleaned_up,
     "quarantine": _set_aside,
     "thin": _thinned,

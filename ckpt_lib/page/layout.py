@@ -5,6 +5,7 @@ from __future__ import annotations
 import gradio as gr
 
 from ckpt_lib.config import CheckpointConfig
+from ckpt_lib.page.chooser import chooser
 from ckpt_lib.page.setup import FIELDS, config_texts, field_of
 from ckpt_lib.page.view import View
 
@@ -16,6 +17,7 @@ TABS = {
     "summary": "Summary",
     "cleanup": "Clean up",
     "trash": "Trash",
+    "files": "Files",
     "jobs": "Jobs",
     "runs": "Live runs",
     "setup": "Set up",
@@ -147,6 +149,26 @@ class Layout:
         with gr.Row(elem_classes="ck-filters"):
             self.keep = gr.Number(label="Keep the best and the newest, at most", precision=0, minimum=0, value=10)
             self.preview = gr.Button("Show what would go", elem_classes="ck-go")
+
+    def _add_files(self) -> None:
+        self.chooser = chooser()
+
+    def _add_below_files(self) -> None:
+        with gr.Row(elem_classes="ck-file-forms"):
+            with gr.Group(visible=False) as self.importing:
+                self.import_experiment = gr.Textbox(
+                    label="Into the experiment", placeholder="its name, new or not", max_lines=1, max_length=200
+                )
+                self.import_compressed = gr.Checkbox(label="Store compressed")
+                self.import_start = gr.Button("Import", variant="primary")
+            with gr.Group(visible=False) as self.converting:
+                self.convert_format = gr.Dropdown(
+                    EXPORT_FORMATS[1:], value="safetensors", label="Convert to", filterable=False
+                )
+                self.convert_dtype = gr.Dropdown(EXPORT_DTYPES, value="", label="Weights", filterable=False)
+                self.convert_weights = gr.Checkbox(True, label="Only the weights")
+                self.convert_start = gr.Button("Convert", variant="primary")
+        self.file_results = screen("ck-file-results")
 
     def _add_setup(self) -> None:
         default = CheckpointConfig(checkpoint_dir=self._store)

@@ -17,6 +17,7 @@ from ckpt_lib.page.comparison import comparison_html
 from ckpt_lib.page.desk import Desk
 from ckpt_lib.page.detail import detail_html
 from ckpt_lib.page.experiments import experiments_html, overviews
+from ckpt_lib.page.files import file_results_html, files_screen_html, held_uploads, no_files_html
 from ckpt_lib.page.finding import found_html
 from ckpt_lib.page.jobs import jobs_html, running_html
 from ckpt_lib.page.layout import Layout
@@ -31,7 +32,7 @@ from ckpt_lib.web.page_gate import SIGN_OUT
 from ckpt_lib.web.seen import trash_of
 
 Updates = dict[Any, Any]
-_WITHOUT_EXPERIMENT = {"experiments", "jobs", "runs", "setup"}
+_WITHOUT_EXPERIMENT = {"experiments", "jobs", "files", "runs", "setup"}
 
 
 class Renderer:
@@ -59,6 +60,8 @@ class Renderer:
             config, search = self._desk.managers.config, view.everywhere
             updates[layout.finders] = gr.update(visible=bool(found))
             updates[screen] = str(found_html(config, search) if search.is_on else experiments_html(config, found))
+        elif view.tab == "files":
+            updates |= self._files(request, view)
         elif view.tab not in _WITHOUT_EXPERIMENT:
             if not view.experiment:
                 return updates | self._without_experiment(view)
@@ -73,13 +76,26 @@ class Renderer:
         may_cancel = self._desk.allows(request, "write")
         updates: Updates = {
             layout.running: "" if view.tab == "jobs" else str(running_html(jobs, may_cancel=may_cancel)),
-            layout.timer: gr.Timer(active=self._desk.has_work()),
+            layout.timer: gr.Timer(active=self._desk.has_work(view)),
         }
         if view.tab == "jobs":
             updates[layout.screens["jobs"]] = str(jobs_html(jobs, may_cancel=may_cancel))
+        if view.tab == "files":
+            updates[layout.file_results] = str(file_results_html(self._desk, view))
         if view.tab == "runs":
             updates[layout.screens["runs"]] = str(runs_html(self._desk.requests, may_write=may_cancel))
         return updates
+
+    def _files(self, request: gr.Request, view: View) -> Updates:
+        """Show the screen of files only to those who may send some."""
+        layout, may_write = self._layout, self._desk.allows(request, "write")
+        has_files = bool(held_uploads(self._desk, view))
+        return {
+            layout.chooser: gr.update(visible=may_write),
+            layout.screens["files"]: str(files_screen_html(self._desk, view) if may_write else no_files_html()),
+            layout.importing: gr.update(visible=may_write and has_files),
+            layout.converting: gr.update(visible=may_write and has_files and view.files.is_one),
+        }
 
     def _header(self, request: gr.Request, view: View, names: Sequence[str]) -> Markup:
         choices = joined(

@@ -124,6 +124,12 @@ a.ck-link { color: var(--ck-link); text-decoration: underline; overflow-wrap: an
   overflow-wrap: anywhere; }
 progress { accent-color: #1d4fc4; width: 10rem; max-width: 100%; margin-right: .5rem; }
 .ck-told { font-weight: 600; }
+.ck-drop { border: 2px dashed var(--ck-line); border-radius: var(--radius-md); padding: .5rem 1rem; }
+.ck-drop.ck-over { border-color: var(--color-accent); background: var(--ck-fill); }
+.ck-drop [hidden] { display: none; }
+.ck-drop [role=status] { overflow-wrap: anywhere; min-width: 0; }
+.ck-held > summary { overflow-wrap: anywhere; }
+.ck-held[open] { border-left: 3px solid var(--ck-line); padding-left: .75rem; margin-bottom: .75rem; }
 details > summary { cursor: pointer; padding: .25rem 0; }
 .ck-compare thead th { font-family: var(--font-mono); font-size: .8rem; font-weight: 500; overflow-wrap: anywhere; }
 .ck-compare td { min-width: 9rem; }
@@ -149,5 +155,7 @@ details > summary { cursor: pointer; padding: .25rem 0; }
     flex: none;
     margin-right: auto; padding-right: .6rem; }
   .ck-cards td[data-title=""]::before { content: none; }
+  .ck-cards td:empty { display: none; }
+  .ck-file-forms > * { min-width: 100% !important; }
 }
 """

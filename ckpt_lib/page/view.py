@@ -40,6 +40,23 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Files:
+    """What one browser has sent, and what is done with it."""
+
+    uploads: tuple[str, ...] = ()
+    """The ids of the uploads; whoever does not know them cannot find the files."""
+    name: str = ""
+    """That of the file, or of the folder that all of them are in."""
+    told: str = ""
+    """What the files hold, as HTML."""
+    is_one: bool = False
+    """Whether they are one checkpoint, which can be converted."""
+    job: str = ""
+    """The id of the import."""
+    conversion: str = ""
+
+
+@dataclass(frozen=True)
 class View:
     """What one browser looks at: an experiment, a part of its list, and perhaps one checkpoint."""
 
@@ -66,6 +83,7 @@ class View:
     axis: str = "epoch"
     everywhere: Search = Search()
     """What is looked for on the first screen."""
+    files: Files = Files()
 
     def with_(self, **changes: Any) -> Self:
         """Return the view with some facts changed; any of them but the pages turned leads to the first page."""
@@ -78,7 +96,7 @@ class View:
         """Return the view of another experiment."""
         if name == self.experiment:
             return self
-        return type(self)(tab=self.tab, experiment=name, everywhere=self.everywhere)
+        return type(self)(tab=self.tab, experiment=name, everywhere=self.everywhere, files=self.files)
 
     def sorted_by(self, name: str) -> Self:
         """Return the view sorted by a column: its largest first, or the other way round if it was already."""

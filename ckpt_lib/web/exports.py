@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ckpt_lib.errors import ExportNotFoundError, StorageFullError
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.layout import OWN_PREFIX
 from ckpt_lib.maintenance import exports
+from ckpt_lib.maintenance.convert import convert_checkpoint
 from ckpt_lib.store import Store, open_store
 from ckpt_lib.stream import Progress, StreamDigest
 from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
@@ -49,24 +50,38 @@ class Exports:
 
         Raises what these raise, and :class:`~ckpt_lib.errors.StorageFullError` where the server has no room for it.
         """
-        if self.folders.size_bytes() + manifest.plain_size_bytes > self._most_bytes:
+
+        def write(place: str) -> Sequence[str]:
+            return _write(experiment, manifest, place, options, progress)
+
+        facts = {"experiment_name": experiment.name, "checkpoint_id": manifest.checkpoint_id}
+        return self._created(write, manifest.plain_size_bytes, progress, **facts)
+
+    def create_converted(self, source: Path, size_bytes: int, options: Mapping[str, Any], progress: Progress) -> Export:
+        """Convert a file or folder that is in no store, of so many bytes. Raises as :meth:`create`."""
+
+        def write(place: str) -> Sequence[str]:
+            return convert_checkpoint(source, place, **options, progress=progress).left_out
+
+        return self._created(write, size_bytes, progress, experiment_name="", checkpoint_id="")
+
+    def _created(
+        self, write: Callable[[str], Sequence[str]], size_bytes: int, progress: Progress, **facts: str
+    ) -> Export:
+        """Make an export of what ``write`` writes into the folder that it is given; it returns what it leaves out."""
+        if self.folders.size_bytes() + size_bytes > self._most_bytes:
             raise StorageFullError(
                 "this and the other exports are larger than the server allows",
                 expected=f"at most {size_text(self._most_bytes)} together",
                 hint="Exports go a day after they were made.",
             )
-        require_room(self._root, manifest.plain_size_bytes)
+        require_room(self._root, size_bytes)
         export_id = self.folders.create()
         try:
             folder = self.folders.path(export_id)
-            left_out = _write(experiment, manifest, f"{folder / 'files'}/", options, progress)
-            export = Export(
-                export_id=export_id,
-                experiment_name=experiment.name,
-                checkpoint_id=manifest.checkpoint_id,
-                files=_digested(folder / "files", progress),
-                left_out=tuple(left_out),
-            )
+            left_out = write(f"{folder / 'files'}/")
+            files = _digested(folder / "files", progress)
+            export = Export(export_id=export_id, **facts, files=files, left_out=tuple(left_out))
             open_store(str(folder)).put(_RECORD, export.model_dump_json().encode())
         except BaseException:
             self.folders.remove(export_id)

@@ -259,6 +259,14 @@ class Import(Work):
     uploads: list[Annotated[str, Field(pattern="^[0-9a-f]{32}$")]] = Field(
         min_length=1, max_length=MOST_UPLOADS, description="The files of one checkpoint. They go once it is imported."
     )
+    tree: bool = Field(
+        default=False,
+        description="The files are those of any number of checkpoints: import each, oldest first, with an outcome of "
+        "its own. The files go then, also of those that could not be imported.",
+    )
+    compression: bool | None = Field(
+        default=None, description="Store what other programs wrote compressed, or not; by default as the server does."
+    )
     key_map: dict[str, str] | None = Field(
         default=None, max_length=100, description='What unusual names stand for, such as {"net": "model"}.'
     )
@@ -284,22 +292,47 @@ class Import(Work):
         progress: Progress,
         step: Step = _directly,  # noqa: ARG002
     ) -> list[Outcome]:
-        told: list[ImportedItem] = []
+        if self.compression is not None:
+            config = manager.config.model_copy(update={"compression": self.compression})
+            manager = CheckpointManager(config, manager.experiment_name)
         with self._uploads.assembled(self.uploads, progress) as source:
-            manager.import_checkpoint(source, key_map=self.key_map, progress=progress, told=told.append)
-            (item,) = told
-            _forget_folder(manager, str(item.checkpoint_id), source)
+            outcomes = (self._import_tree if self.tree else self._import_one)(manager, source, progress)
         for upload_id in self.uploads:
             self._uploads.remove(upload_id)
-        return [Outcome(checkpoint_id=str(item.checkpoint_id), result=Imported.of(item))]
+        return outcomes
 
+    def _import_one(self, manager: CheckpointManager, source: Path, progress: Progress) -> list[Outcome]:
+        told: list[ImportedItem] = []
+        manager.import_checkpoint(source, key_map=self.key_map, progress=progress, told=told.append)
+        (item,) = told
+        self._forget_folder(manager, str(item.checkpoint_id))
+        return [Outcome(checkpoint_id=str(item.checkpoint_id), result=Imported.of(item, path="", reason=None))]
 
-def _forget_folder(manager: CheckpointManager, checkpoint_id: str, source: Path) -> None:
-    """Name the file in the description without the folder of the server that it was in for the import."""
-    checkpoint = manager.get_checkpoint(checkpoint_id)
-    description = checkpoint.description.replace(f"{source.parent}/", "")
-    if description != checkpoint.description:
-        manager.edit_checkpoint(checkpoint_id, description=description)
+    def _import_tree(self, manager: CheckpointManager, source: Path, progress: Progress) -> list[Outcome]:
+        """Import each checkpoint of a folder. The outcomes say of each thing found what it is and what became of it."""
+        folder = source if source.is_dir() else source.parent
+        report = manager.import_checkpoints(folder, key_map=self.key_map, progress=progress)
+        outcomes = []
+        for item in report.items:
+            if item.result == "imported":
+                self._forget_folder(manager, str(item.checkpoint_id))
+            place = f"; path {folder}{f'/{item.path}' if item.path else ''}"
+            reason = None if item.reason is None else self._uploads.as_named(item.reason.replace(place, ""))
+            outcome = Outcome(
+                checkpoint_id=item.checkpoint_id or "", result=Imported.of(item, path=item.path, reason=reason)
+            )
+            if item in report.failed:
+                failure = f"{item.path or 'the folder'}: {item.result}"
+                outcome.problem = Problem.of("CheckpointError", 422, failure, hint=reason)
+            outcomes.append(outcome)
+        return outcomes
+
+    def _forget_folder(self, manager: CheckpointManager, checkpoint_id: str) -> None:
+        """Name the file in the description without the folder of the server that it was in for the import."""
+        checkpoint = manager.get_checkpoint(checkpoint_id)
+        description = self._uploads.as_named(checkpoint.description)
+        if description != checkpoint.description:
+            manager.edit_checkpoint(checkpoint_id, description=description)
 
 
 class Cleanup(Work):

@@ -26,7 +26,8 @@ _NEEDED = re.compile(
 )
 """What the page asks for. Gradio answers more: it takes uploads, fetches addresses and hands out files."""
 _DOWNLOAD = re.compile(rf"{PAGE_PATH}/(exports/[0-9a-f]{{32}}/files/.+)")
-"""What the API answers for the page: a link in a browser carries a cookie, and no token."""
+_UPLOAD = re.compile(rf"{PAGE_PATH}/(uploads(?:/[0-9a-f]{{32}})?)")
+"""What the API answers for the page: a link, or a script, in a browser carries a cookie, and no token."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'none'; "
     "form-action 'self'; base-uri 'self'",
@@ -56,14 +57,15 @@ class PageGate:
         request = Request(scope, receive)
         try:
             answer = await self._answer(request)
-            if answer is None and request.method not in READING:
+            passed_on = _passed_on(request) if answer is None else None
+            if answer is None and passed_on is None and request.method not in READING:
                 receive = await checked_body(request)
         except HTTPException as error:
             answer = response_of_status(error)
         except ClientDisconnect:
             return
-        if answer is None and (download := _DOWNLOAD.fullmatch(scope["path"])):
-            scope = self._as_api_request(scope, f"{self._api_path}/{download[1]}")
+        if answer is None and passed_on is not None:
+            scope = self._as_api_request(scope, f"{self._api_path}/{passed_on}")
         await (answer or self._app)(scope, receive, _guarded(send))
 
     def _as_api_request(self, scope: Scope, path: str) -> Scope:
@@ -93,8 +95,7 @@ class PageGate:
             if is_page and error.status_code == status.HTTP_401_UNAUTHORIZED:
                 return _sign_in_page("")
             raise
-        is_download = request.method in READING and _DOWNLOAD.fullmatch(path)
-        if not (is_download or _NEEDED.fullmatch(path.removeprefix(PAGE_PATH))):
+        if _passed_on(request) is None and not _NEEDED.fullmatch(path.removeprefix(PAGE_PATH)):
             raise HTTPException(status.HTTP_404_NOT_FOUND, "the page has no such part")
         return None
 
@@ -117,6 +118,16 @@ class PageGate:
         answer = RedirectResponse(f"{PAGE_PATH}/", status.HTTP_303_SEE_OTHER)
         answer.delete_cookie(cookie_name(host), path=PAGE_PATH, httponly=True, samesite="strict")
         return answer
+
+
+def _passed_on(request: Request) -> str | None:
+    """Return the path, below that of the API, of what the API answers; ``None`` for what the page does.
+
+    Bodies of these are bounded there: an upload takes as much as it was begun with, and a block at a time.
+    """
+    path = request.scope["path"]
+    found = _UPLOAD.fullmatch(path) or (request.method in READING and _DOWNLOAD.fullmatch(path))
+    return found[1] if found else None
 
 
 def _guarded(send: Send) -> Send:

@@ -88,19 +88,21 @@ class Imported(_Done):
     """What an import has made of uploaded files."""
 
     kind: Literal["import"] = "import"
+    path: str = Field(default="", description="Where it was among the files of a tree.")
     title: str = Field(description="What it was, for a person.")
     result: Result
     epoch: int | None = None
     step: int | None = None
     size_bytes: int = 0
+    reason: str | None = Field(default=None, description="Why it was not imported, and what to do.")
     left_out: tuple[str, ...] = Field(
         default=(), description="What was not imported, and what the files do not say: one sentence each."
     )
 
     @classmethod
-    def of(cls, item: ImportedItem) -> Imported:
-        """Return what is said of an import."""
-        return cls(**_shared(cls, item))
+    def of(cls, item: ImportedItem, *, path: str, reason: str | None) -> Imported:
+        """Return what is said of an import, with a path and a reason that name no folder of the server."""
+        return cls(**{**_shared(cls, item), "path": path, "reason": reason})
 
 
 class Removed(BaseModel):

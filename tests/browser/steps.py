@@ -16,6 +16,7 @@ def shown(page: Page, address: str, experiment: str = "", tab: str = "Checkpoint
 
 def go(page: Page, tab: str) -> None:
     """Open a tab, which a narrow screen may have put into a menu."""
+    expect(page.locator("#ck-header h1")).to_be_visible()  # until then, the page may open another one
     item = page.get_by_role("tab", name=tab, exact=True)
     if not item.is_visible():
         page.locator(".overflow-menu > button").click()

@@ -77,3 +77,11 @@ def config_of(folder: Path) -> CheckpointConfig:
 def payload_of(config: CheckpointConfig, checkpoint_id: str, experiment: str = "digits") -> Path:
     """The file of a checkpoint."""
     return Path(config.checkpoint_dir) / experiment / f"{checkpoint_id}.pt"
+
+
+def file_of_a_script(path: Path, epoch: int = 1) -> Path:
+    """A file as scripts save it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(epoch)
+    torch.save({"model": nn.Linear(2, 2).state_dict(), "epoch": epoch, "val_loss": 0.25}, path)
+    return path

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
@@ -119,3 +120,25 @@ def test_questions_and_answers(browser: Browser, address: str, scheme: str) -> N
         expect(page.get_by_role("button", name="Keep everything")).to_be_focused()
         found["thin"] = serious(page)
     assert {name: rules for name, rules in found.items() if rules} == {}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_files_and_what_became_of_them(browser: Browser, address: str, tmp_path: Path, scheme: str) -> None:
+    """What several files hold, with the forms; one that was converted; and the report of an import."""
+    stores.file_of_a_script(tmp_path / "old" / "model.pt")
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "old" / "module.pt")
+    (tmp_path / "old" / "notes.txt").write_text("no checkpoint")
+    with watched_page(browser, scheme=scheme) as (page, _):
+        shown(page, address, "digits", "Files")
+        page.locator("input[webkitdirectory]").set_input_files(tmp_path / "old")
+        expect(page.locator("#ck-files .ck-held")).to_have_count(3)
+        page.evaluate("document.querySelectorAll('#ck-files details').forEach(found => { found.open = true; })")
+        assert serious(page) == {}
+        page.get_by_label("Into the experiment").fill(f"old-{scheme}")
+        page.get_by_role("button", name="Import", exact=True).click()
+        expect(page.locator("#ck-file-results .ck-badge")).to_have_count(3)
+        assert serious(page) == {}
+        page.locator("input[multiple]").set_input_files(tmp_path / "old" / "model.pt")
+        page.get_by_role("button", name="Convert", exact=True).click()
+        expect(page.get_by_role("link", name="model.safetensors")).to_be_visible()
+        assert serious(page) == {}

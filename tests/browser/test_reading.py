@@ -11,7 +11,19 @@ from tests.browser.conftest import watched_page
 from tests.browser.steps import field, go, names, shown
 from tests.browser.stores import EVIL, MANY, TEMPLATES
 
-TABS = ("Experiments", "Checkpoints", "Plots", "Compare", "Summary", "Clean up", "Trash", "Jobs", "Live runs", "Set up")
+TABS = (
+    "Experiments",
+    "Checkpoints",
+    "Plots",
+    "Compare",
+    "Summary",
+    "Clean up",
+    "Trash",
+    "Files",
+    "Jobs",
+    "Live runs",
+    "Set up",
+)
 
 
 def test_from_an_experiment_to_a_checkpoint(page: Page, few: str) -> None:
@@ -157,7 +169,12 @@ def test_markup_is_text(page: Page, few: str) -> None:
 def test_a_store_of_nothing_helps(page: Page, none: str, tab: str) -> None:
     """Each screen says what is missing, or works without checkpoints."""
     shown(page, none, tab=tab)
-    own = {"Jobs": "No job has run yet", "Live runs": "No live run is registered", "Set up": "CheckpointManager"}
+    own = {
+        "Files": "See what a file",
+        "Jobs": "No job has run yet",
+        "Live runs": "No live run is registered",
+        "Set up": "CheckpointManager",
+    }
     expected = own.get(tab, "There are no experiments yet")
     expect(page.get_by_role("tabpanel").filter(visible=True).first).to_contain_text(expected)
     expect(page.locator("#ck-notice")).to_be_hidden()

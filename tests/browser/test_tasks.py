@@ -11,7 +11,7 @@ import torch
 from playwright.sync_api import Locator, Page, expect
 from safetensors.torch import load_file
 
-from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib import CheckpointConfig, CheckpointManager, inspect_checkpoint
 from tests.browser import stores
 from tests.browser.conftest import page_of
 from tests.browser.steps import field, go, names
@@ -72,6 +72,15 @@ class Hand:
             found.append(self.folder / downloading.value.suggested_filename)
             downloading.value.save_as(found[-1])
         return found
+
+    def send(self, path: Path) -> None:
+        """Choose a file, or a folder, in the browser's dialog: a click, and a choice."""
+        self.tab("Files")
+        with self.page.expect_file_chooser() as choosing:
+            self.click("Choose a folder…" if path.is_dir() else "Choose files…")
+        choosing.value.set_files(path)
+        self.count += 1
+        expect(self.page.get_by_role("button", name="Remove from the server")).to_be_visible()
 
     def job_ended(self, word: str) -> None:
         expect(self.page.locator(".ck-history")).to_contain_text(word)
@@ -363,14 +372,94 @@ def bring_back(hand: Hand) -> None:
     assert checkpoint_id in hand.manager.checkpoint_ids()
 
 
-TASKS: dict[str, Callable[[Hand], None]] = {
+def inspect(hand: Hand) -> None:
+    hand.send(stores.file_of_a_script(hand.folder / "old" / "model.pt", epoch=7))
+    told = hand.page.locator("#ck-files")
+    for text in ("a file of torch.save", "model: 2 tensors, 24 B", "6 in the tensors of the model", "val_loss"):
+        expect(told).to_contain_text(text)
+    told.get_by_text("2 tensors, 24 B: model 24 B").click()  # which is no part of the task
+    expect(told.get_by_role("rowheader", name="model.weight")).to_be_visible()
+
+
+def convert(hand: Hand) -> None:
+    source = stores.file_of_a_script(hand.folder / "old" / "model.pt", epoch=7)
+    hand.send(source)
+    hand.click("Convert", hand.page.locator(".ck-file-forms"))
+    link = hand.page.locator("#ck-file-results").get_by_role("link", name="model.safetensors")
+    with hand.page.expect_download() as downloading:
+        link.click()
+    hand.count += 1
+    downloading.value.save_as(hand.folder / "converted.safetensors")
+    found, stored = load_file(hand.folder / "converted.safetensors"), torch.load(source)["model"]
+    assert found.keys() == stored.keys()
+    assert all(torch.equal(found[name], stored[name]) for name in stored)
+
+
+def take_in(hand: Hand, *, compressed: bool = False) -> CheckpointManager:
+    source = stores.file_of_a_script(hand.folder / "old" / "model.pt", epoch=7)
+    hand.send(source)
+    hand.fill("Into the experiment", "old")
+    if compressed:
+        hand.page.get_by_label("Store compressed").check()
+        hand.count += 1
+    hand.click("Import", hand.page.locator(".ck-file-forms"))
+    expect(hand.page.get_by_role("row", name="model.pt")).to_contain_text("imported")
+    manager = CheckpointManager(hand.manager.config, "old")
+    (found,) = manager.list_checkpoints()
+    assert (found.epoch, found.metrics, found.tags) == (7, {"val_loss": 0.25}, ("adopted",))
+    loaded, stored = manager.load_checkpoint("latest")["model_state_dict"], torch.load(source)["model"]
+    assert all(torch.equal(loaded[name], stored[name]) for name in stored)
+    assert manager.validate_checkpoint("latest")
+    return manager
+
+
+def take_in_compressed(hand: Hand) -> None:
+    plain = CheckpointManager(hand.manager.config, "plain")
+    plain.import_checkpoint(stores.file_of_a_script(hand.folder / "other" / "model.pt", epoch=7))
+    manager = take_in(hand, compressed=True)
+    formats = []
+    for item in (plain, manager):
+        folder = Path(item.config.checkpoint_dir) / item.experiment_name
+        stored = inspect_checkpoint(folder / f"{item.checkpoint_ids()[0]}.json").checkpoint
+        formats.append(stored.format if stored else "")
+    assert formats == ["torch", "torch+planes"]
+
+
+def take_in_folder(hand: Hand) -> None:
+    folder = hand.folder / "old"
+    for epoch in (3, 1, 2):
+        stores.file_of_a_script(folder / "runs" / f"epoch{epoch}.pt", epoch=epoch)
+    (folder / "cut.pt").write_bytes((folder / "runs" / "epoch1.pt").read_bytes()[:900])
+    (folder / "notes.txt").write_text("nothing")
+    hand.send(folder)
+    hand.fill("Into the experiment", "old")
+    hand.click("Import", hand.page.locator(".ck-file-forms"))
+    for name, result in (
+        ("runs/epoch1.pt", "imported"),
+        ("runs/epoch2.pt", "imported"),
+        ("runs/epoch3.pt", "imported"),
+        ("cut.pt", "The payload is not a torch file: it is cut off"),
+        ("notes.txt", "No program is known"),
+    ):
+        expect(hand.page.get_by_role("row", name=name)).to_contain_text(re.compile(result, re.IGNORECASE))
+    manager = CheckpointManager(hand.manager.config, "old")
+    assert [item.epoch for item in manager.list_checkpoints()] == [1, 2, 3]
+    assert all(manager.validate_all())
+
+
+TASKS: dict[str, Callable[[Hand], object]] = {
     "see what is there": see,
     "find the best of the last week": find_best,
     "find good ones in all experiments": find_everywhere,
     "compare two": compare,
+    "know what a file holds": inspect,
     "get the best weights in bf16 as safetensors": weights,
     "hand the best over, with its manifest": hand_over,
     "load the weights with `from_pretrained`": from_pretrained,
+    "convert a file of another program": convert,
+    "take in a file of another program": take_in,
+    "take it in compressed": take_in_compressed,
+    "take in a folder of files": take_in_folder,
     "protect the best from every deletion": pin,
     "tag the best": tag,
     "add a metric that was measured later": add_metric,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from ckpt_lib.web.access import Access
 from ckpt_lib.web.gate import MAX_BODY_BYTES
 from ckpt_lib.web.sessions import Sessions
 from ckpt_lib.web.tokens import SCOPES, TokenFile
-from tests.web.running import served
+from tests.web.running import served, wait_for
 
 
 @contextmanager
@@ -172,6 +175,75 @@ def test_without_tokens_the_host_is_checked(config: CheckpointConfig, tmp_path: 
     with browser_of(ServerSettings(config=config, jobs_folder=tmp_path / "jobs")) as browser:
         assert browser.get("/ui/config").status_code == 200
         assert browser.get("/ui/config", headers={"Host": "evil.example"}).status_code == 403
+
+
+def sent(browser: httpx.Client, data: bytes, name: str = "model.pt") -> httpx.Response:
+    """Begin an upload through the page, and send all of it; the answer to the first refusal, or to the end."""
+    digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
+    headers = {
+        "Upload-Length": str(len(data)),
+        "Upload-Metadata": f"filename {base64.b64encode(name.encode()).decode()}",
+        "Repr-Digest": f"sha-256=:{digest}:",
+    }
+    begun = browser.post("/ui/uploads", headers=headers)
+    if not begun.is_success:
+        return begun
+    headers = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
+    return browser.patch(f"/ui/uploads/{begun.json()['upload_id']}", headers=headers, content=data)
+
+
+def test_files_are_sent_with_a_session(guarded: ServerSettings, tokens: dict[str, str]) -> None:
+    """By the uploads of the API and with its rights: larger than the page's other bodies, not by another site's page,
+    and no session takes the file that another one has sent.
+    """
+    data = b"x" * (3 * MAX_BODY_BYTES)
+    folder = guarded.transfers_path() / "uploads"
+    with browser_of(guarded) as browser:
+        assert sent(browser, data).status_code == 401
+        browser.get(f"/ui/?token={tokens['read']}")
+        assert sent(browser, data).json()["detail"] == "the token allows read, not write"
+        browser.get(f"/ui/?token={tokens['write']}")
+        assert browser.post("/ui/uploads", headers={"Origin": "http://evil.example"}).status_code == 403
+        assert sent(browser, b"x", "../x").status_code == 422
+        assert browser.post("/ui/uploads/../experiments/digits/jobs", json={}).status_code == 404
+        assert not list(folder.glob("*"))
+        assert sent(browser, data).status_code == 204
+        (upload,) = folder.iterdir()
+        assert (upload / "data").stat().st_size == len(data)
+        large = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": str(len(data))}
+        assert browser.patch(f"/ui/uploads/{upload.name}", headers=large, content=b"x").status_code == 413
+        browser.get(f"/ui/?token={tokens['delete']}")
+        assert "there is no such upload" in act(browser, "files", upload.name)[1].lower()
+        browser.get(f"/ui/?token={tokens['write']}")
+        assert act(browser, "files", upload.name) == (200, "")
+        assert browser.delete(f"/ui/uploads/{upload.name}").status_code == 204
+    with browser_of(guarded.model_copy(update={"read_only": True})) as browser:
+        browser.get(f"/ui/?token={tokens['delete']}")
+        assert sent(browser, data).json()["detail"] == "this server is read-only"
+        assert "read-only" in act(browser, "files", upload.name)[1]
+
+
+def test_a_file_passes_the_gate_in_pieces(guarded: ServerSettings, tokens: dict[str, str]) -> None:
+    """What has come is on the disk before the rest is sent: no body of a file is held in memory."""
+    size = 8 * MAX_BODY_BYTES
+    digest = base64.b64encode(hashlib.sha256(bytes(size)).digest()).decode()
+    headers = {"Upload-Length": str(size), "Upload-Metadata": "filename eA==", "Repr-Digest": f"sha-256=:{digest}:"}
+
+    def has_come(size_bytes: int) -> bool:
+        return data.stat().st_size >= size_bytes
+
+    def pieces() -> Iterator[bytes]:
+        for number in range(8):
+            yield bytes(MAX_BODY_BYTES)
+            wait_for(partial(has_come, number * MAX_BODY_BYTES))
+
+    with browser_of(guarded) as browser:
+        browser.get(f"/ui/?token={tokens['write']}")
+        upload_id = browser.post("/ui/uploads", headers=headers).json()["upload_id"]
+        headers = {"Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}
+        data: Path = guarded.transfers_path() / "uploads" / upload_id / "data"
+        answer = browser.patch(f"/ui/uploads/{upload_id}", headers=headers, content=pieces())
+        assert (answer.status_code, answer.headers["upload-offset"]) == (204, str(size))
 
 
 def test_a_session_is_none_for_the_api(guarded: ServerSettings, tokens: dict[str, str]) -> None:

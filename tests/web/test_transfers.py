@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib import CheckpointConfig, CheckpointManager, inspect_checkpoint
 from ckpt_lib.errors import ExportNotFoundError, StorePermissionError, UploadConflictError, UploadNotFoundError
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.transfers import Transfers
@@ -247,6 +247,36 @@ def test_an_export_goes_to_another_experiment(
     old, new = (CheckpointManager(config, name).get_checkpoint("best") for name in ("digits", "fresh"))
     assert (new.checksum, new.metrics, new.epoch) == (old.checksum, old.metrics, old.epoch)
     assert len(client.get("/experiments").json()["items"]) == 3
+
+
+def test_each_checkpoint_of_a_folder_is_imported(
+    client: httpx.Client, config: CheckpointConfig, settings: ServerSettings, tmp_path: Path
+) -> None:
+    """By epoch and, if asked, compressed, with an outcome for each file: what it is, and why it was not taken."""
+    files = {}
+    for epoch in (2, 1):
+        torch.save({"model": nn.Linear(3, 3).state_dict(), "epoch": epoch}, tmp_path / "x.pt")
+        files[f"old/runs/e{epoch}.pt"] = (tmp_path / "x.pt").read_bytes()
+    files |= {"old/cut.pt": files["old/runs/e1.pt"][:700], "old/notes.txt": b"nothing"}
+    ids = [upload(client, data, name) for name, data in files.items()]
+    job = imported(client, *ids, experiment="old", new_experiment=True, tree=True, compression=True)
+    assert (job["state"], job["problem"]["detail"][:24]) == ("failed", "1 of 4 checkpoints faile")
+    found = {item["result"]["path"]: (item["result"]["result"], item["checkpoint_id"]) for item in job["result"]}
+    assert {path: result for path, (result, _) in found.items()} == {
+        "runs/e1.pt": "imported",
+        "runs/e2.pt": "imported",
+        "cut.pt": "damaged",
+        "notes.txt": "no checkpoint",
+    }
+    manager = CheckpointManager(config, "old")
+    assert [item.epoch for item in manager.list_checkpoints()] == [1, 2]
+    assert manager.checkpoint_ids() == [found[f"runs/e{epoch}.pt"][1] for epoch in (1, 2)]
+    assert manager.get_checkpoint("latest").description.startswith("Imported from old/runs/e2.pt:")
+    stored = inspect_checkpoint(Path(config.checkpoint_dir, "old", f"{manager.checkpoint_ids()[0]}.json")).checkpoint
+    assert stored is not None
+    assert stored.format == "torch+planes"
+    assert str(tmp_path) not in str(job)
+    assert kept(settings) == []
 
 
 def test_nothing_is_imported_that_is_not_whole(

@@ -1,0 +1,108 @@
+"""Files that are converted for browsers, on threads of the server."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from ckpt_lib.errors import AlreadyRunningError
+from ckpt_lib.page.conversions import Conversion, Conversions
+from ckpt_lib.web import ServerSettings
+from ckpt_lib.web import exports as web_exports
+from ckpt_lib.web.transfers import Transfers
+from tests.web.running import wait_for
+
+WANTED = {"format": "safetensors", "only": "model"}
+
+
+@pytest.fixture
+def transfers(settings: ServerSettings) -> Transfers:
+    return Transfers(settings)
+
+
+@pytest.fixture
+def conversions(transfers: Transfers) -> Iterator[Conversions]:
+    found = Conversions(transfers)
+    yield found
+    found.close()
+
+
+def uploaded(transfers: Transfers, path: Path, *, altered: bool = False) -> str:
+    data = path.read_bytes()
+    upload = transfers.uploads.create(path.name, len(data), hashlib.sha256(data).hexdigest(), "me")
+    transfers.uploads.append(upload, 0, data[:-1] + b"?" if altered else data)
+    return upload.upload_id
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """A file as scripts save it."""
+    torch.save({"model": nn.Linear(3, 3).state_dict(), "epoch": 1}, tmp_path / "script.pt")
+    return tmp_path / "script.pt"
+
+
+def ended(conversions: Conversions, name: str) -> Conversion:
+    wait_for(lambda: not conversions.is_running(name))
+    found = conversions.get(name)
+    assert found is not None
+    return found
+
+
+def test_a_file_is_converted(conversions: Conversions, transfers: Transfers, script: Path) -> None:
+    """The result is an export with digests, and the upload stays."""
+    upload_id = uploaded(transfers, script)
+    found = ended(conversions, conversions.start([upload_id], WANTED))
+    assert (found.state, found.export is not None) == ("succeeded", True)
+    assert found.export is not None
+    (file,) = found.export.files
+    path = transfers.exports.folders.path(found.export.export_id) / "files" / file.name
+    assert (file.name, file.sha256) == ("script.safetensors", hashlib.sha256(path.read_bytes()).hexdigest())
+    assert load_file(path).keys() == {"weight", "bias"}
+    assert transfers.uploads.get(upload_id).name == "script.pt"
+
+
+def test_what_differs_from_its_digest_is_not_converted(
+    conversions: Conversions, transfers: Transfers, settings: ServerSettings, script: Path
+) -> None:
+    """The reason names the file, and no folder of the server; nothing is left."""
+    found = ended(conversions, conversions.start([uploaded(transfers, script, altered=True)], WANTED))
+    assert (found.state, "'script.pt' differs from its digest" in found.reason) == ("failed", True)
+    (script.parent / "text.pt").write_text("no checkpoint")
+    found = ended(conversions, conversions.start([uploaded(transfers, script.parent / "text.pt")], WANTED))
+    assert (found.state, str(settings.transfers_path()) in found.reason) == ("failed", False)
+    assert transfers.exports.folders.names() == transfers.uploads.imports.names() == []
+
+
+def test_a_conversion_is_cancelled(
+    conversions: Conversions, transfers: Transfers, script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its next step, also one that waits for its turn; its files go."""
+    begun, may_go_on = threading.Event(), threading.Event()
+
+    def convert(_: Path, place: str, *, progress: Any, **options: Any) -> None:
+        Path(place).mkdir()
+        Path(place, "half.safetensors").write_bytes(b"half")
+        begun.set()
+        assert may_go_on.wait(10)
+        progress(1)
+
+    monkeypatch.setattr(web_exports, "convert_checkpoint", convert)
+    upload_id = uploaded(transfers, script)
+    started = [conversions.start([upload_id], WANTED) for _ in range(20)]
+    with pytest.raises(AlreadyRunningError, match="at most 20"):
+        conversions.start([upload_id], WANTED)
+    assert begun.wait(10)
+    for name in started:
+        conversions.cancel(name)
+    may_go_on.set()
+    assert {ended(conversions, name).state for name in started} == {"cancelled"}
+    assert transfers.exports.folders.names() == transfers.uploads.imports.names() == []
+    assert conversions.get("0" * 32) is None
