@@ -203,7 +203,7 @@ def test_the_number_of_waiting_jobs_is_limited(settings: ServerSettings, monkeyp
     """Of many that are started at once, no more are taken than there is room for; the others are told so."""
     monkeypatch.setattr("ckpt_lib.web.jobs.MOST_WAITING", 5)
     going_on = threading.Event()
-    monkeypatch.setattr(Validate, "do_one", lambda *_: going_on.wait(30))
+    monkeypatch.setattr(Validate, "do_one", lambda *_: going_on.wait(30) and None)
     jobs = Jobs(settings.jobs_path(), Managers(settings.config))
     jobs.open()
     together = threading.Barrier(20)
