@@ -8,6 +8,7 @@ from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.wording import size_text, visible
 from ckpt_lib.experiment.overviews import find_checkpoints
+from ckpt_lib.index.places import Place
 from ckpt_lib.index.selection import Selection
 from ckpt_lib.page.listing import metric_columns, name_cell
 from ckpt_lib.page.markup import Column, button, empty, moment, number, pager, table
@@ -35,7 +36,7 @@ def found_html(config: CheckpointConfig, search: Search) -> Markup:
     if not shown:
         return empty("No checkpoint of any experiment matches.", everything)
     first = len(search.cursors) * PAGE_SIZE + 1
-    following = _place(shown[-1]) if len(found) > PAGE_SIZE else ""
+    following = str(Place.of(shown[-1], search.sort_by, in_all=True)) if len(found) > PAGE_SIZE else ""
     counted = f"{first:,} to {first + len(shown) - 1:,}"
     pages = pager(counted, has_previous=bool(search.cursors), following=following, act="find-")
     return Markup('<p class="ck-bar">{}</p>{}{}').format(everything, _table(search, shown), pages)

@@ -9,6 +9,7 @@ from markupsafe import Markup
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.wording import count_of, size_text, visible
 from ckpt_lib.index.overview import ExperimentOverview
+from ckpt_lib.index.places import Place
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.page.markup import (
     NOTHING,
@@ -62,7 +63,7 @@ def list_html(
         return joined([*parts, _nothing(view, total)])
     first = len(view.cursors) * PAGE_SIZE + 1
     counted = f"{first:,} to {first + len(shown) - 1:,}" + ("" if view.is_filtered else f" of {total:,}")
-    following = shown[-1].checkpoint_id if len(found) > PAGE_SIZE else ""
+    following = str(Place.of(shown[-1], view.sort_by)) if len(found) > PAGE_SIZE else ""
     pages = pager(counted, has_previous=bool(view.cursors), following=following)
     return joined([*parts, offers, _table(monitored_in(manager, overview), view, shown), pages])
 

@@ -19,7 +19,7 @@ class Search:
     sort_by: str = "timestamp"
     descending: bool = True
     cursors: tuple[str, ...] = ()
-    """The last of each page before this one: an experiment and an id, with a slash between them."""
+    """Where each page before this one ended."""
 
     def with_(self, **changes: Any) -> Self:
         """Return the search with some facts changed, at its first page unless pages are turned."""

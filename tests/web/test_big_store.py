@@ -54,5 +54,5 @@ def test_filters_and_search_see_all(client: httpx.Client) -> None:
     """What only one, or one in fifty, has is found wherever it is."""
     found = client.get(CHECKPOINTS, params={"search": "<SCRIPT>"}).json()["items"]
     assert [(item["step"], item["description"]) for item in found] == [(7, "<script>alert(1)</script>")]
-    kept = list(pages(client, CHECKPOINTS, tag="keep", where=["step>4000"], limit=7))
+    kept = list(pages(client, CHECKPOINTS, tags="keep", where=["step>4000"], limit=7))
     assert [item["step"] for item in kept] == list(range(4050, COUNT + 1, 50))

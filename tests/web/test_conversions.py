@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ckpt_lib.errors import AlreadyRunningError
+from ckpt_lib.errors import LimitError
 from ckpt_lib.page.conversions import Conversion, Conversions
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web import exports as web_exports
@@ -97,7 +97,7 @@ def test_a_conversion_is_cancelled(
     monkeypatch.setattr(web_exports, "convert_checkpoint", convert)
     upload_id = uploaded(transfers, script)
     started = [conversions.start([upload_id], WANTED) for _ in range(20)]
-    with pytest.raises(AlreadyRunningError, match="at most 20"):
+    with pytest.raises(LimitError, match="at most 20"):
         conversions.start([upload_id], WANTED)
     assert begun.wait(10)
     for name in started:
