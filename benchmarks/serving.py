@@ -44,7 +44,7 @@ def asks(ids: list[str]) -> list[Callable[[random.Random], Ask]]:
             {"sort_by": "accuracy", "after": chance.choice(ids)},
         ),
         lambda chance: ("search", _CHECKPOINTS, {"search": f"epoch_{chance.randrange(last):04}"}),
-        lambda _: ("list, conditions", _CHECKPOINTS, {"where": ["val_loss<0.3", "epoch>=10"], "tag": "keep"}),
+        lambda _: ("list, conditions", _CHECKPOINTS, {"where": ["val_loss<0.3", "epoch>=10"], "tags": "keep"}),
         lambda chance: ("show, an id", f"{_CHECKPOINTS}/{chance.choice(ids)}", {}),
         lambda _: ("show, best", f"{_CHECKPOINTS}/best", {}),
         lambda _: ("show, latest", f"{_CHECKPOINTS}/latest", {}),

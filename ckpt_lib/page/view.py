@@ -75,7 +75,7 @@ class View:
     sort_by: str = "sequence"
     descending: bool = True
     cursors: tuple[str, ...] = ()
-    """The last id of each page before this one."""
+    """Where each page before this one ended."""
     selected: tuple[str, ...] = ()
     """What is to be compared."""
     metrics: tuple[str, ...] = ()
