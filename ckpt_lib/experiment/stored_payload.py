@@ -64,6 +64,11 @@ class StoredPayload:
         file.seek(0)
         return file
 
+    def read_ahead(self) -> None:
+        """Let the system begin to read the files, of which all is needed soon."""
+        for name in self._entries:
+            self.open(name).read_ahead()
+
     def require_all(self) -> None:
         """Verify every byte. Raises :class:`~ckpt_lib.errors.CorruptCheckpointError` with the damage of all files."""
         failures = []

@@ -56,6 +56,7 @@ def read_payload(
 
 def _read_compressed(source: StoredPayload, read: Callable[[], Payload]) -> Payload:
     """Let the format verify what it decompresses, while the disk goes on, and verify the rest after it."""
+    source.read_ahead()  # the structure comes first, and is at the end of the file
     try:
         payload = read()
     except CheckpointError:

@@ -24,6 +24,8 @@ from ckpt_lib.stream.chunks import (
 from ckpt_lib.stream.mapping import Memory, memory_of
 
 _PIECE_BYTES = 2**16
+_AHEAD_BYTES = 2**26
+"""What a disk reads while the first bytes are looked at."""
 
 
 class VerifiedFile(io.RawIOBase, BinaryIO):
@@ -70,7 +72,7 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
         if entry is None:
             return
         if damages := size_damage(entry, self.size_bytes):
-            _read_ahead(self._source)
+            _read_in_order(self._source)
             numbers = comparable_chunks(entry, self.size_bytes)
             damages += altered_chunks(entry, differing_chunks(entry, numbers, self._held.digest))
             raise _corrupt(entry, damages)
@@ -99,7 +101,7 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
             self._fetch(numbers)
             self._unverified.difference_update(numbers)
             return
-        _read_ahead(self._source)
+        _read_in_order(self._source)
         differing: list[int] = []
         for number, is_same in compared_chunks(self._entry, numbers, self._held.digest):
             if not is_same:
@@ -124,6 +126,10 @@ class VerifiedFile(io.RawIOBase, BinaryIO):
     def require_all(self) -> None:
         """Verify all chunks that were not verified yet."""
         self.require([(0, self.size_bytes)])
+
+    def read_ahead(self) -> None:
+        """Let the system begin to read the file, of which all is needed soon."""
+        _advise(self._source, _AHEAD_BYTES, "POSIX_FADV_WILLNEED")
 
     def view(self, start: int, stop: int) -> memoryview:
         """Return verified bytes as private memory. Writing to it changes neither the file nor another reader.
@@ -224,11 +230,15 @@ class MemoryFile(io.RawIOBase, BinaryIO):
         return count
 
 
-def _read_ahead(source: BinaryIO) -> None:
+def _read_in_order(source: BinaryIO) -> None:
     """Ask the system to read further ahead than by default."""
+    _advise(source, 0, "POSIX_FADV_SEQUENTIAL")
+
+
+def _advise(source: BinaryIO, size_bytes: int, advice: str) -> None:
     if hasattr(os, "posix_fadvise"):
         try:
-            os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+            os.posix_fadvise(source.fileno(), 0, size_bytes, getattr(os, advice))
         except (OSError, AttributeError):  # not a local file, or one that takes no advice
             return
 
