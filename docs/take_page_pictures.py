@@ -28,6 +28,11 @@ from tests.browser.steps import go, shown  # noqa: E402
 IMAGES = PROJECT / "docs" / "images"
 EXPERIMENT = "resnet"
 _MILLISECONDS_TO_DRAW = 2_000
+_RENAME = """([old, name]) => {
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    const found = new RegExp(`${old}/[^/]+`, 'g');
+    while (texts.nextNode()) texts.currentNode.data = texts.currentNode.data.replace(found, name);
+}"""
 
 
 def main() -> None:
@@ -109,12 +114,13 @@ SOME = {name: SCREENS[name] for name in ("checkpoints", "checkpoint")}
 def photograph(
     browser: Browser, address: str, width: int, scheme: str, screens: dict[str, Callable[[Page], None]]
 ) -> None:
-    """Write a picture of each screen at one width."""
+    """Write a picture of each screen at one width, without the name of the temporary folder."""
     for name, lead_to in screens.items():
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
         shown(page, address, EXPERIMENT)
         lead_to(page)
         page.wait_for_timeout(_MILLISECONDS_TO_DRAW)
+        page.evaluate(_RENAME, [tempfile.gettempdir(), "/data"])
         page.screenshot(path=IMAGES / f"page-{name}-{width}.png")
         page.close()
 

@@ -54,10 +54,8 @@ def comparison_html(manager: CheckpointManager, names: Sequence[str]) -> Markup:
 
 
 def _head(checkpoint_id: str) -> Markup | str:
-    """Return a button that opens the checkpoint; that of another experiment is named alone."""
-    if "/" in checkpoint_id:
-        return checkpoint_id
-    return button("open", checkpoint_id, checkpoint_id, kind="ck-link ck-id")
+    """Return a button that opens the checkpoint, unless it is one of another experiment."""
+    return DASH if "/" in checkpoint_id else button("open", checkpoint_id, "Open", spoken=f"Open {checkpoint_id}")
 
 
 def _facts(compared: CheckpointComparison) -> list[tuple[Any, ...]]:

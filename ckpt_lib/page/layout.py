@@ -35,9 +35,12 @@ EXPORT_DTYPES = [("as they are", ""), ("bf16", "bf16"), ("fp16", "fp16"), ("fp32
 _SENDS = """
 const send = node => trigger('act', {act: node.dataset.act, value: node.value && node.tagName === 'SELECT'
     ? node.value : node.dataset.value || ''});
+const leading = ['experiment', 'open', 'found', 'open-imported', 'next', 'previous', 'find-next', 'find-previous'];
 element.addEventListener('click', event => {
     const node = event.target.closest('button[data-act]');
-    if (node && !node.disabled) send(node);
+    if (!node || node.disabled) return;
+    send(node);
+    if (leading.includes(node.dataset.act)) window.scrollTo({top: 0});
 });
 element.addEventListener('change', event => {
     if (event.target.matches('input[data-act], select[data-act]')) send(event.target);
@@ -53,9 +56,10 @@ watch('value', () => {
     if (node) node.focus({preventScroll: true});
 });
 """
-"""Sends what is clicked. When a screen is drawn anew, what had the keyboard's focus gets it back.
+"""Sends what is clicked, and shows from its top what that leads to.
 
-Where a question has taken the place of the button that asked for it, that is the button which leaves all as it is.
+When a screen is drawn anew, what had the keyboard's focus gets it back. Where a question has taken the place of the
+button that asked for it, that is the button which leaves all as it is.
 """
 
 

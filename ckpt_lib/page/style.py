@@ -135,7 +135,7 @@ details > summary { cursor: pointer; padding: .25rem 0; }
 .ck-compare td { min-width: 9rem; }
 @media (max-width: 1000px) {
   .ck-table th, .ck-table td { padding: .4rem; font-size: .93em; }
-  .ck-list tbody th { min-width: 13rem; }
+  .ck-list tbody th { min-width: 11.5rem; }
 }
 @media (max-width: 700px) {
   .ck-filters .form { flex-wrap: wrap; }

@@ -188,6 +188,9 @@ def test_a_phone(browser: Browser, few: str, scheme: str) -> None:
             shown(page, few, "digits", tab)
             page.wait_for_timeout(300)
             assert page.evaluate("document.documentElement.scrollWidth") <= 400, tab
+        go(page, "Checkpoints")
+        page.locator(".ck-list .ck-link").last.click()
+        expect(page.locator(".ck-head h2")).to_be_in_viewport()
         dark = page.evaluate("document.body.classList.contains('dark')")
         assert dark == (scheme == "dark")
         assert watched.problems == []
