@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.web.uploads import Uploads
+from ckpt_lib.web.uploads import MOST_UPLOADS, Uploads
 from tests.browser import stores
 from tests.browser.conftest import page_of, watched_page
 from tests.browser.steps import go
@@ -279,6 +279,70 @@ def test_a_connection_that_breaks_goes_on(anxious: Page, address: str, tmp_path:
     send(anxious, stores.file_of_a_script(tmp_path / "model.pt"))
     expect(anxious.locator("#ck-files")).to_contain_text("model: 2 tensors")
     assert len(broken) == 2
+
+
+def test_a_connection_that_is_gone_for_a_while(anxious: Page, address: str, tmp_path: Path) -> None:
+    """Neither the piece nor the question where to go on gets through at first; the whole arrives."""
+    broken: list[str] = []
+
+    def gone(route: Route) -> None:
+        if route.request.method in ("PATCH", "HEAD") and len(broken) < 3:
+            broken.append(route.request.method)
+            route.abort()
+        else:
+            route.continue_()
+
+    opened(anxious, address)
+    anxious.route("**/ui/uploads/*", gone)
+    send(anxious, stores.file_of_a_script(tmp_path / "model.pt"))
+    expect(anxious.locator("#ck-files")).to_contain_text("model: 2 tensors")
+    assert broken == ["PATCH", "HEAD", "HEAD"]
+
+
+def test_an_upload_that_is_further_than_the_browser_knows(anxious: Page, address: str, tmp_path: Path) -> None:
+    """A piece whose answer was lost has arrived: the browser asks where to go on, and the whole is there."""
+    conflicts: list[int] = []
+
+    def elsewhere(route: Route) -> None:
+        if route.request.method == "PATCH" and not conflicts:
+            conflicts.append(1)
+            route.fulfill(status=409, json={"detail": "the upload goes on at another byte"})
+        else:
+            route.continue_()
+
+    opened(anxious, address)
+    anxious.route("**/ui/uploads/*", elsewhere)
+    send(anxious, stores.file_of_a_script(tmp_path / "model.pt"))
+    expect(anxious.locator("#ck-files")).to_contain_text("model: 2 tensors")
+    assert conflicts == [1]
+
+
+def test_reading_a_large_file_is_stopped(anxious: Page, address: str, tmp_path: Path, folder: Path) -> None:
+    """At once, and not when the digest of all of it is there; nothing was begun."""
+    with (tmp_path / "large.bin").open("wb") as file:
+        file.truncate(8 * 2**30)  # a minute or more to digest
+    opened(anxious, address)
+    send(anxious, tmp_path / "large.bin")
+    expect(anxious.get_by_role("status").filter(has_text="Reading large.bin")).to_be_visible()
+    anxious.get_by_role("button", name="Stop").click()
+    expect(anxious.get_by_role("button", name="Stop")).to_be_hidden(timeout=10_000)
+    assert kept(folder) == []
+
+
+def test_too_many_files_are_refused_at_once(page: Page, address: str, folder: Path) -> None:
+    """The server takes so many uploads in all, and would let the browser wait for its own."""
+    opened(page, address)
+    page.evaluate(
+        """count => {
+            const dropped = new DataTransfer();
+            for (let n = 0; n < count; n++) dropped.items.add(new File([], `${n}.pt`));
+            document.querySelector('.ck-drop').dispatchEvent(
+                new DragEvent('drop', {dataTransfer: dropped, bubbles: true, cancelable: true}));
+        }""",
+        MOST_UPLOADS + 1,
+    )
+    expect(alert(page)).to_contain_text("too many files: 10,001, and the server takes 10,000")
+    assert kept(folder) == []
 
 
 def test_a_server_that_is_busy_is_waited_for(anxious: Page, tmp_path: Path) -> None:
