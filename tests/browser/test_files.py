@@ -421,3 +421,15 @@ def test_by_keyboard_on_a_phone(browser: Browser, address: str, tmp_path: Path) 
         assert watched.problems == []
     (found,) = CheckpointManager(stores.config_of(tmp_path / "store"), "old").list_checkpoints()
     assert found.epoch == 1
+
+
+def test_a_double_click_imports_once(page: Page, address: str, tmp_path: Path) -> None:
+    """The second click comes before the answer to the first, and does nothing."""
+    opened(page, address)
+    send(page, stores.file_of_a_script(tmp_path / "model.pt"))
+    arrived(page)
+    page.get_by_label("Into the experiment").fill("old")
+    page.get_by_role("button", name="Import", exact=True).dblclick()
+    expect(page.locator("#ck-file-results .ck-badge")).to_have_text("imported")
+    go(page, "Jobs")
+    expect(page.locator("#ck-jobs tbody tr")).to_have_count(1)
