@@ -155,7 +155,9 @@ class Actions:
         size_bytes = manager.get_checkpoint(value).file_size
         manager.delete_checkpoint(value)
         selected = tuple(name for name in view.selected if name != value)
-        told = f"Deleted {value}, {size_text(size_bytes)}. Trash brings it back for {self._desk.trash_time}."
+        told = f"Deleted {value}, {size_text(size_bytes)}."
+        if time := self._desk.trash_time:
+            told += f" Trash brings it back for {time}."
         return view.with_(opened="", asked="", selected=selected), told
 
     def _undelete(self, view: View, value: str) -> tuple[View, str]:

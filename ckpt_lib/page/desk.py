@@ -87,5 +87,6 @@ class Desk:
 
     @property
     def trash_time(self) -> str:
-        """How long what is deleted can be brought back."""
-        return duration(self.managers.config.trash_seconds)
+        """How long what is deleted can be brought back; empty where it cannot."""
+        seconds = self.managers.config.trash_seconds
+        return duration(seconds) if seconds else ""

@@ -442,7 +442,8 @@ class Doctor(Work):
         progress: Progress,
         step: Step = _directly,  # noqa: ARG002
     ) -> list[Outcome]:
-        require_shown(self.fingerprint, findings_fingerprint(manager.doctor(progress=progress)), "what is found")
+        if self.fingerprint is not None:
+            require_shown(self.fingerprint, findings_fingerprint(manager.doctor(progress=progress)), "what is found")
         report = manager.doctor(fix=True, progress=progress)
         done = tuple(Fixed(name=item.finding.name, outcome=item.outcome) for item in report.done if item.succeeded)
         outcomes = [Outcome(checkpoint_id="", result=AllFixed(done=done, problem_count=len(report.problems)))]
