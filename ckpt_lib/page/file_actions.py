@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from ckpt_lib.converting.names import OF_TRAININGS, OF_WEIGHTS
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import ConfigError, UploadNotFoundError
 from ckpt_lib.experiment.listing import list_experiments
@@ -25,10 +26,6 @@ from ckpt_lib.web.uploads import Upload
 
 Outcome = tuple[View, Markup | None]
 _ID = re.compile("[0-9a-f]{32}")
-_OF_WEIGHTS = ("safetensors", "hf-folder")
-"""Formats that have no place for anything else."""
-_OF_TRAININGS = ("hf-trainer", "accelerate")
-"""Formats that are never for the weights alone."""
 
 
 class FileActions:
@@ -136,7 +133,7 @@ class FileActions:
         options: dict[str, Any] = {"format": form or "safetensors"}
         if dtype:
             options["dtype"] = dtype
-        if form in _OF_WEIGHTS or (weights_only and form not in _OF_TRAININGS):
+        if form in OF_WEIGHTS or (weights_only and form not in OF_TRAININGS):
             options["only"] = "model"
         self._desk.conversions.cancel(view.files.conversion)
         conversion = self._desk.conversions.start(uploads, options, who)
