@@ -22,7 +22,6 @@ from ckpt_lib.page.markup import notice
 from ckpt_lib.page.view import Files, View
 from ckpt_lib.store import open_store
 from ckpt_lib.web.operations import Import
-from ckpt_lib.web.uploads import Upload
 
 Outcome = tuple[View, Markup | None]
 _ID = re.compile("[0-9a-f]{32}")
@@ -45,10 +44,11 @@ class FileActions:
         ids = [part for part in value.split() if _ID.fullmatch(part)]
         if not ids:
             raise ConfigError("no file has arrived", hint="Choose the files once more.")
-        names = [upload.name for upload in self._own(ids, who)]
+        sent = self._desk.transfers.uploads.require_own(ids, who)
         told, is_one = self._looked_at(ids)
         self._remove(view)
-        files = Files(uploads=tuple(ids), name=os.path.commonpath(names), told=str(told), is_one=is_one)
+        name = os.path.commonpath([upload.name for upload in sent])
+        files = Files(uploads=tuple(ids), name=name, told=str(told), is_one=is_one)
         return view.with_(files=files), None
 
     def _looked_at(self, ids: Sequence[str]) -> tuple[Markup, bool]:
@@ -68,14 +68,7 @@ class FileActions:
             raise UploadNotFoundError(
                 "the files have expired, or an import has taken them", hint="Choose the files once more."
             )
-        self._own(found, who)
-        return found
-
-    def _own(self, ids: Sequence[str], who: str) -> list[Upload]:
-        """Return uploads. Raises as if there were none where another token has sent one."""
-        found = self._desk.transfers.uploads.require_complete(ids)
-        if any(upload.who != who for upload in found):
-            raise UploadNotFoundError("there is no such upload", hint="Choose the files once more.")
+        self._desk.transfers.uploads.require_own(found, who)
         return found
 
     def _remove(self, view: View) -> None:

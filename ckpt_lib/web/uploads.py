@@ -116,6 +116,16 @@ class Uploads:
         except (OSError, ValidationError) as error:  # a crash may have kept the record from being written
             raise _no_upload() from error
 
+    def get_own(self, upload_id: str, who: str) -> Upload:
+        """Return an upload of the token ``who``. Raises as :meth:`get`, also for an upload of another token.
+
+        The id alone is no right to a file: everybody who may read sees the ids in the jobs that import it.
+        """
+        upload = self.get(upload_id)
+        if upload.who != who:
+            raise _no_upload()
+        return upload
+
     def offset_bytes(self, upload: Upload) -> int:
         """Return how many bytes are there. Raises as :meth:`get`."""
         try:
@@ -171,6 +181,12 @@ class Uploads:
                     hint="PATCH adds the rest.",
                 )
         return found
+
+    def require_own(self, upload_ids: Sequence[str], who: str) -> list[Upload]:
+        """Return complete uploads of the token ``who``. Raises as :meth:`get_own` and :meth:`require_complete`."""
+        for upload_id in upload_ids:
+            self.get_own(upload_id, who)
+        return self.require_complete(upload_ids)
 
     @contextmanager
     def assembled(self, upload_ids: Sequence[str], progress: Progress) -> Iterator[Path]:
