@@ -1,6 +1,6 @@
 """``Conversions``: uploaded files that are converted for browsers, on threads of the server.
 
-They are no jobs: everybody who may read sees those, and a file belongs to the browser that has sent it.
+They are not jobs: everybody who may read sees jobs, and a file belongs to the browser that has sent it.
 """
 
 from __future__ import annotations
