@@ -171,13 +171,14 @@ async function sendAll(files) {
     for (let i = 0; i < files.length; i++) await begin(files[i].file, names[i], digests[i]);
     for (let i = 0; i < files.length; i++) await send(files[i].file, begun[i], bytes => sentOf(bytes, files[i].path));
 }
-async function take(found) {
-    const files = found.filter(item => !item.path.split('/').some(name => name.startsWith('.')));
+async function take(arriving) {
     if (stopping) return;
     stopping = new AbortController();
     part('problem').hidden = true;
+    part('told').textContent = '';
     part('going').hidden = false;
     try {
+        const files = (await arriving).filter(item => !item.path.split('/').some(name => name.startsWith('.')));
         if (!files.length) throw new Refused('There is no file to send.');
         files.sort((a, b) => a.file.lastModified - b.file.lastModified);
         await sendAll(files);
@@ -197,17 +198,17 @@ async function take(found) {
 }
 """
 _CHOOSING = """
-function dropped(entry) {
-    return new Promise((resolve, reject) => {
-        if (entry.isFile) return entry.file(file => resolve([{file, path: entry.fullPath.slice(1)}]), reject);
-        const reader = entry.createReader(), found = [];
-        const more = () => reader.readEntries(async entries => {
-            if (!entries.length) return resolve(found);
-            for (const item of entries) found.push(...await dropped(item));
-            more();
-        }, reject);
-        more();
-    });
+async function dropped(entry) {
+    if (entry.isFile) {
+        const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+        return [{file, path: entry.fullPath.slice(1)}];
+    }
+    const reader = entry.createReader(), found = [];
+    for (;;) {
+        const entries = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+        if (!entries.length) return found;
+        for (const item of entries) found.push(...await dropped(item));
+    }
 }
 element.addEventListener('click', event => {
     const chooser = event.target.closest('[data-choose]');
@@ -222,12 +223,12 @@ element.addEventListener('change', event => {
 const over = isOver => element.querySelector('.ck-drop').classList.toggle('ck-over', isOver);
 element.addEventListener('dragover', event => { event.preventDefault(); over(true); });
 element.addEventListener('dragleave', () => over(false));
-element.addEventListener('drop', async event => {
+element.addEventListener('drop', event => {
     event.preventDefault();
     over(false);
     const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry()).filter(Boolean);
     const files = [...event.dataTransfer.files].map(file => ({file, path: file.name}));
-    take(entries.length ? (await Promise.all(entries.map(dropped))).flat() : files);
+    take(entries.length ? Promise.all(entries.map(dropped)).then(found => found.flat()) : files);
 });
 addEventListener('pagehide', event => {
     if (event.persisted) return;

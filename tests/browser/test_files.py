@@ -400,6 +400,25 @@ def test_dropped_files_arrive(page: Page, address: str, tmp_path: Path) -> None:
     expect(page.locator("#ck-files h2")).to_have_text("dropped.pt")
 
 
+def test_a_dropped_file_that_cannot_be_read_is_told(page: Page, address: str, folder: Path) -> None:
+    """Also where it lies in a dropped folder: the page says so, and takes other files afterwards."""
+    opened(page, address)
+    page.evaluate(
+        """() => {
+            const unreadable = {isFile: true, fullPath: '/old/model.pt',
+                file: (_, refuse) => refuse(new DOMException('it cannot be read', 'NotReadableError'))};
+            const batches = [[unreadable], []];
+            const folder = {isFile: false, createReader: () => ({readEntries: found => found(batches.shift())})};
+            const event = new Event('drop', {bubbles: true, cancelable: true});
+            event.dataTransfer = {items: [{webkitGetAsEntry: () => folder}], files: []};
+            document.querySelector('.ck-drop').dispatchEvent(event);
+        }"""
+    )
+    expect(alert(page)).to_contain_text("A file could not be sent: it cannot be read")
+    expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+    assert kept(folder) == []
+
+
 def test_by_keyboard_on_a_phone(browser: Browser, address: str, tmp_path: Path) -> None:
     """The screen is no wider than the phone, whatever it shows, and no step needs a mouse."""
     with watched_page(browser, width=400) as (page, watched):
