@@ -53,11 +53,10 @@ def comparison_html(manager: CheckpointManager, names: Sequence[str]) -> Markup:
     )
 
 
-def _head(checkpoint_id: str) -> Markup | str:
-    """Return a button that opens the checkpoint; that of another experiment is named alone."""
-    if "/" in checkpoint_id:
-        return checkpoint_id
-    return button("open", checkpoint_id, checkpoint_id, kind="ck-link ck-id")
+def _head(checkpoint_id: str) -> Markup:
+    """Return a button that opens the checkpoint, also one of another experiment, whose name stands before the id."""
+    act = "found" if "/" in checkpoint_id else "open"
+    return button(act, checkpoint_id, checkpoint_id, kind="ck-link ck-id")
 
 
 def _facts(compared: CheckpointComparison) -> list[tuple[Any, ...]]:
