@@ -44,7 +44,7 @@ class FileActions:
         ids = [part for part in value.split() if _ID.fullmatch(part)]
         if not ids:
             raise ConfigError("no file has arrived", hint="Choose the files once more.")
-        sent = self._desk.transfers.uploads.require_own(ids, who)
+        sent = self._desk.transfers.uploads.require_complete(ids, who=who)
         told, is_one = self._looked_at(ids)
         self._remove(view)
         name = os.path.commonpath([upload.name for upload in sent])
@@ -68,7 +68,7 @@ class FileActions:
             raise UploadNotFoundError(
                 "the files have expired, or an import has taken them", hint="Choose the files once more."
             )
-        self._desk.transfers.uploads.require_own(found, who)
+        self._desk.transfers.uploads.require_complete(found, who=who)
         return found
 
     def _remove(self, view: View) -> None:

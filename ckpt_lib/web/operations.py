@@ -286,7 +286,7 @@ class Import(Work):
 
     def prepare(self, transfers: Transfers, who: str) -> None:
         self._uploads = transfers.uploads
-        self._uploads.require_own(self.uploads, who)
+        self._uploads.require_complete(self.uploads, who=who)
 
     def do(
         self,

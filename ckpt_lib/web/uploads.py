@@ -165,13 +165,15 @@ class Uploads:
         """Remove an upload. A failure is logged: it expires anyway."""
         self.folders.remove(upload_id)
 
-    def require_complete(self, upload_ids: Sequence[str]) -> list[Upload]:
-        """Return uploads. Raises as :meth:`get`, and :class:`~ckpt_lib.errors.ConfigError` if bytes are missing or
-        one is named twice.
+    def require_complete(self, upload_ids: Sequence[str], *, who: str | None = None) -> list[Upload]:
+        """Return uploads: of any token or, if one is given, of ``who``.
+
+        Raises as :meth:`get` or :meth:`get_own`, :class:`~ckpt_lib.errors.UploadConflictError` if bytes are missing, and
+        :class:`~ckpt_lib.errors.ConfigError` if one is named twice.
         """
         if len(set(upload_ids)) < len(upload_ids):
             raise ConfigError("an upload is named twice", expected="each of them once")
-        found = [self.get(upload_id) for upload_id in upload_ids]
+        found = [self.get(upload_id) if who is None else self.get_own(upload_id, who) for upload_id in upload_ids]
         for upload in found:
             if (there := self.offset_bytes(upload)) < upload.size_bytes:
                 raise UploadConflictError(
@@ -181,12 +183,6 @@ class Uploads:
                     hint="PATCH adds the rest.",
                 )
         return found
-
-    def require_own(self, upload_ids: Sequence[str], who: str) -> list[Upload]:
-        """Return complete uploads of the token ``who``. Raises as :meth:`get_own` and :meth:`require_complete`."""
-        for upload_id in upload_ids:
-            self.get_own(upload_id, who)
-        return self.require_complete(upload_ids)
 
     @contextmanager
     def assembled(self, upload_ids: Sequence[str], progress: Progress) -> Iterator[Path]:
