@@ -168,8 +168,8 @@ class Uploads:
     def require_complete(self, upload_ids: Sequence[str], *, who: str | None = None) -> list[Upload]:
         """Return uploads: of any token or, if one is given, of ``who``.
 
-        Raises as :meth:`get` or :meth:`get_own`, :class:`~ckpt_lib.errors.UploadConflictError` if bytes are missing, and
-        :class:`~ckpt_lib.errors.ConfigError` if one is named twice.
+        Raises as :meth:`get` or :meth:`get_own`, :class:`~ckpt_lib.errors.UploadConflictError` if bytes are missing,
+        and :class:`~ckpt_lib.errors.ConfigError` if one is named twice.
         """
         if len(set(upload_ids)) < len(upload_ids):
             raise ConfigError("an upload is named twice", expected="each of them once")
