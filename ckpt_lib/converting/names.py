@@ -9,5 +9,10 @@ TargetFormat = Literal["torch", "safetensors", "hf-folder", "lightning", "hf-tra
 ``from_pretrained`` reads; ``lightning`` a ``.ckpt`` of Lightning; ``hf-trainer`` a folder that the ``Trainer`` of
 Transformers resumes from; ``accelerate`` one for ``Accelerator.load_state``."""
 
+OF_WEIGHTS: tuple[TargetFormat, ...] = ("safetensors", "hf-folder")
+"""Formats that have no place for anything but the weights of a model."""
+OF_TRAININGS: tuple[TargetFormat, ...] = ("hf-trainer", "accelerate")
+"""Formats that are never for the weights alone."""
+
 TargetType = Literal["bf16", "bfloat16", "fp16", "float16", "half", "fp32", "float32", "fp64", "float64"]
 """The types that weights are cast to, by each of their names."""

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from ckpt_lib.converting.names import TargetFormat
+from ckpt_lib.converting.names import OF_WEIGHTS, TargetFormat
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.formats.safetensors.writing import SHARD_BYTES
@@ -50,7 +50,7 @@ class ConversionOptions:
     @property
     def holds_weights_only(self) -> bool:
         """Tell whether the format has no place for anything but the weights of a model."""
-        return self.format in ("safetensors", "hf-folder")
+        return self.format in OF_WEIGHTS
 
 
 def conversion_options(

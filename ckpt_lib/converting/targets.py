@@ -12,6 +12,7 @@ from ckpt_lib.converting.files import NewFile, publish
 from ckpt_lib.converting.hf_folder import hf_files
 from ckpt_lib.converting.hf_trainer import trainer_files
 from ckpt_lib.converting.lightning import MODEL_NAME, lightning_contents
+from ckpt_lib.converting.names import OF_TRAININGS
 from ckpt_lib.converting.options import ConversionOptions
 from ckpt_lib.converting.safetensors_files import safetensors_files
 from ckpt_lib.converting.torch_files import script_contents, torch_file
@@ -87,7 +88,7 @@ def _files(payload: Mapping[str, Any], name: str, options: ConversionOptions) ->
     if options.format == "lightning":
         contents, notes = lightning_contents(payload, only_model=options.only_model)
         return [torch_file(name, contents, MODEL_NAME, options.dtype)], notes
-    if options.format in ("hf-trainer", "accelerate"):
+    if options.format in OF_TRAININGS:
         return _training_files(payload, options)
     if options.only_model:
         return [torch_file(name, payload[MODEL_KEY], None, options.dtype)], []

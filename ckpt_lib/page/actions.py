@@ -9,6 +9,7 @@ from typing import Any, Literal
 import gradio as gr
 from markupsafe import Markup
 
+from ckpt_lib.converting.names import OF_WEIGHTS
 from ckpt_lib.core.wording import shown, size_text, visible
 from ckpt_lib.errors import InvalidMetricError
 from ckpt_lib.page.desk import Desk
@@ -37,8 +38,6 @@ from ckpt_lib.web.tokens import Scope
 
 Outcome = tuple[View, Markup | None]
 """What to show next, and what to say about it."""
-_OF_WEIGHTS = ("safetensors", "hf-folder")
-"""Formats that have no place for anything else."""
 _WORKS: dict[str, tuple[str, Callable[..., AnyWork]]] = {
     "validate": ("Validation", Validate),
     "backup": ("Backup", Backup),
@@ -126,7 +125,7 @@ class Actions:
 
     def export(self, request: gr.Request, view: View, form: str, dtype: str, *, weights_only: bool) -> Outcome:
         """Start the export of the checkpoint that is shown."""
-        only: Literal["model"] | None = "model" if weights_only or form in _OF_WEIGHTS else None
+        only: Literal["model"] | None = "model" if weights_only or form in OF_WEIGHTS else None
         # A type or a part alone needs a format: that of the library is for whole checkpoints.
         format_name = form or ("torch" if dtype or only else None)
         wanted = {"names": [view.opened], "format": format_name, "dtype": dtype or None, "only": only}
@@ -155,7 +154,9 @@ class Actions:
         size_bytes = manager.get_checkpoint(value).file_size
         manager.delete_checkpoint(value)
         selected = tuple(name for name in view.selected if name != value)
-        told = f"Deleted {value}, {size_text(size_bytes)}. Trash brings it back for {self._desk.trash_time}."
+        told = f"Deleted {value}, {size_text(size_bytes)}."
+        if time := self._desk.trash_time:
+            told += f" Trash brings it back for {time}."
         return view.with_(opened="", asked="", selected=selected), told
 
     def _undelete(self, view: View, value: str) -> tuple[View, str]:

@@ -137,13 +137,22 @@ class Page:
             [layout.measure_name, layout.measure_value, layout.measure_source, layout.measure_replace],
         )
         self._on(
-            layout.export_start.click, self._export, [layout.export_format, layout.export_dtype, layout.export_weights]
+            layout.export_start.click,
+            self._export,
+            [layout.export_format, layout.export_dtype, layout.export_weights],
+            trigger_mode="once",  # a double click starts one
         )
-        self._on(layout.import_start.click, self._import, [layout.import_experiment, layout.import_compressed])
+        self._on(
+            layout.import_start.click,
+            self._import,
+            [layout.import_experiment, layout.import_compressed],
+            trigger_mode="once",
+        )
         self._on(
             layout.convert_start.click,
             self._convert,
             [layout.convert_format, layout.convert_dtype, layout.convert_weights],
+            trigger_mode="once",
         )
         self._on(layout.compared.submit, self._compare, [layout.compared])
         self._on(layout.preview.click, self._preview, [layout.keep])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gradio as gr
 
 from ckpt_lib.web.gate import PAGE_PATH
+from ckpt_lib.web.uploads import MOST_UPLOADS
 
 _HTML = """
 <div class="ck-drop">
@@ -75,7 +76,7 @@ async function sha256(file, told) {
 """
 """The digest of a file of any size: what browsers have for that takes a file as a whole, and only with HTTPS."""
 _SENDING = """
-const PLACE = '__PLACE__', PIECE = 8 * 2 ** 20, MOST_FAILURES = 6;
+const PLACE = '__PLACE__', MOST_FILES = __MOST_FILES__, PIECE = 8 * 2 ** 20, MOST_FAILURES = 6;
 let stopping = null, begun = [];
 class Refused extends Error {}
 const pause = seconds => new Promise(resolve => setTimeout(resolve, seconds * 1000));
@@ -90,7 +91,10 @@ async function call(path, options) {
     for (;;) {
         const answer = await fetch(PLACE + path, {...options, signal: stopping.signal});
         if (answer.ok) return answer;
-        if (answer.status !== 429 && answer.status !== 503) throw new Refused(await sentence(answer));
+        const told = await sentence(answer);
+        if (answer.status === 409) throw new Error(told);  // the upload goes on elsewhere, which HEAD tells
+        if (answer.status !== 429 && answer.status !== 503) throw new Refused(told);
+        part('told').textContent = `Waiting: ${told}`;
         await pause(Number(answer.headers.get('Retry-After')) || 1);
         stopping.signal.throwIfAborted();
     }
@@ -115,18 +119,19 @@ async function begin(file, name, digest) {
     return id;
 }
 async function send(file, id, told) {
-    const type = {'Content-Type': 'application/offset+octet-stream'};
-    for (let at = 0, failures = 0; at < file.size;) {
-        const before = at;
+    const path = `/${id}`, type = 'application/offset+octet-stream';
+    for (let at = 0, failures = 0, isKnown = true; at < file.size;) {
+        const before = at, headers = {'Content-Type': type, 'Upload-Offset': at};
         try {
-            const headers = {...type, 'Upload-Offset': at};
-            const options = {method: 'PATCH', headers, body: file.slice(at, at + PIECE)};
-            at = Number((await call(`/${id}`, options)).headers.get('Upload-Offset'));
-            failures = 0;
+            const piece = {method: 'PATCH', headers, body: file.slice(at, at + PIECE)};
+            const answer = await call(path, isKnown ? piece : {method: 'HEAD'});
+            at = Number(answer.headers.get('Upload-Offset'));
+            if (isKnown) failures = 0;
+            isKnown = true;
         } catch (error) {
             if (error instanceof Refused || stopping.signal.aborted || ++failures > MOST_FAILURES) throw error;
+            isKnown = false;
             await pause(failures);
-            at = Number((await call(`/${id}`, {method: 'HEAD'})).headers.get('Upload-Offset'));
         }
         told(at - before);
     }
@@ -143,31 +148,37 @@ function counted(word, total) {
         part('told').textContent = `${word} ${name}, ${Math.floor(total ? done / total * 100 : 100)} %`;
     };
 }
-async function checkRoom(total) {
+async function checkRoom(count, total) {
+    const whole = number => number.toLocaleString('en');
+    if (count > MOST_FILES) throw new Refused(`Those are too many files: ${whole(count)}, and the server takes `
+        + `${whole(MOST_FILES)}. ` + 'On its machine, `ckpt import --tree` takes any number.');
     const most = Number((await call('', {method: 'OPTIONS'})).headers.get('Tus-Max-Size'));
-    const size = bytes => `${bytes.toLocaleString('en')} bytes`;
+    const size = bytes => `${whole(bytes)} bytes`;
     if (total > most) throw new Refused(`That is too large: ${size(total)}, and the server takes ${size(most)}. `
         + 'On its machine, `ckpt import` and `ckpt convert` take files of any size.');
 }
 async function sendAll(files) {
     const total = files.reduce((sum, item) => sum + item.file.size, 0), taken = new Set();
-    await checkRoom(total);
+    await checkRoom(files.length, total);
     const readOf = counted('Reading', total), sentOf = counted('Sending', total), names = [], digests = [];
     for (const {file, path} of files) {
         names.push(nameOf(path, taken));
-        digests.push(await sha256(file, bytes => readOf(bytes, path)));
-        stopping.signal.throwIfAborted();
+        digests.push(await sha256(file, bytes => {
+            stopping.signal.throwIfAborted();
+            readOf(bytes, path);
+        }));
     }
     for (let i = 0; i < files.length; i++) await begin(files[i].file, names[i], digests[i]);
     for (let i = 0; i < files.length; i++) await send(files[i].file, begun[i], bytes => sentOf(bytes, files[i].path));
 }
-async function take(found) {
-    const files = found.filter(item => !item.path.split('/').some(name => name.startsWith('.')));
+async function take(arriving) {
     if (stopping) return;
     stopping = new AbortController();
     part('problem').hidden = true;
+    part('told').textContent = '';
     part('going').hidden = false;
     try {
+        const files = (await arriving).filter(item => !item.path.split('/').some(name => name.startsWith('.')));
         if (!files.length) throw new Refused('There is no file to send.');
         files.sort((a, b) => a.file.lastModified - b.file.lastModified);
         await sendAll(files);
@@ -187,17 +198,17 @@ async function take(found) {
 }
 """
 _CHOOSING = """
-function dropped(entry) {
-    return new Promise((resolve, reject) => {
-        if (entry.isFile) return entry.file(file => resolve([{file, path: entry.fullPath.slice(1)}]), reject);
-        const reader = entry.createReader(), found = [];
-        const more = () => reader.readEntries(async entries => {
-            if (!entries.length) return resolve(found);
-            for (const item of entries) found.push(...await dropped(item));
-            more();
-        }, reject);
-        more();
-    });
+async function dropped(entry) {
+    if (entry.isFile) {
+        const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
+        return [{file, path: entry.fullPath.slice(1)}];
+    }
+    const reader = entry.createReader(), found = [];
+    for (;;) {
+        const entries = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+        if (!entries.length) return found;
+        for (const item of entries) found.push(...await dropped(item));
+    }
 }
 element.addEventListener('click', event => {
     const chooser = event.target.closest('[data-choose]');
@@ -212,12 +223,12 @@ element.addEventListener('change', event => {
 const over = isOver => element.querySelector('.ck-drop').classList.toggle('ck-over', isOver);
 element.addEventListener('dragover', event => { event.preventDefault(); over(true); });
 element.addEventListener('dragleave', () => over(false));
-element.addEventListener('drop', async event => {
+element.addEventListener('drop', event => {
     event.preventDefault();
     over(false);
     const entries = [...event.dataTransfer.items].map(item => item.webkitGetAsEntry()).filter(Boolean);
     const files = [...event.dataTransfer.files].map(file => ({file, path: file.name}));
-    take(entries.length ? (await Promise.all(entries.map(dropped))).flat() : files);
+    take(entries.length ? Promise.all(entries.map(dropped)).then(found => found.flat()) : files);
 });
 addEventListener('pagehide', event => {
     if (event.persisted) return;
@@ -230,5 +241,6 @@ addEventListener('pagehide', event => {
 
 def chooser() -> gr.HTML:
     """Return the component. Its event ``act`` tells which uploads there are once all files have arrived."""
-    script = _SHA256 + _SENDING.replace("__PLACE__", f"{PAGE_PATH}/uploads") + _CHOOSING
+    sending = _SENDING.replace("__PLACE__", f"{PAGE_PATH}/uploads").replace("__MOST_FILES__", str(MOST_UPLOADS))
+    script = _SHA256 + sending + _CHOOSING
     return gr.HTML(_HTML, js_on_load=script, apply_default_css=False, elem_id="ck-chooser")

@@ -53,9 +53,10 @@ def comparison_html(manager: CheckpointManager, names: Sequence[str]) -> Markup:
     )
 
 
-def _head(checkpoint_id: str) -> Markup | str:
-    """Return a button that opens the checkpoint, unless it is one of another experiment."""
-    return DASH if "/" in checkpoint_id else button("open", checkpoint_id, "Open", spoken=f"Open {checkpoint_id}")
+def _head(checkpoint_id: str) -> Markup:
+    """Return a button that opens the checkpoint, also one of another experiment, whose name stands before the id."""
+    act = "found" if "/" in checkpoint_id else "open"
+    return button(act, checkpoint_id, "Open", spoken=f"Open {checkpoint_id}")
 
 
 def _facts(compared: CheckpointComparison) -> list[tuple[Any, ...]]:

@@ -1,23 +1,25 @@
 """``Conversions``: uploaded files that are converted for browsers, on threads of the server.
 
-They are no jobs: everybody who may read sees those, and a file belongs to the browser that has sent it.
+They are not jobs: everybody who may read sees jobs, and a file belongs to the browser that has sent it.
 """
 
 from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ckpt_lib.core.logs import logger
-from ckpt_lib.errors import CheckpointError, LimitError
+from ckpt_lib.errors import CheckpointError
 from ckpt_lib.web.exports import Export
+from ckpt_lib.web.places import Places
 from ckpt_lib.web.transfers import Transfers
 
 _WORKERS = 2
-_MOST_WAITING = 20
+_MOST_UNFINISHED = 20
 _KEPT = 100
 State = Literal["running", "succeeded", "failed", "cancelled"]
 
@@ -45,27 +47,24 @@ class Conversions:
 
     def __init__(self, transfers: Transfers) -> None:
         self._transfers = transfers
-        self._lock = threading.Lock()
-        self._places = threading.Semaphore(_WORKERS)
+        self._places = Places(_MOST_UNFINISHED, "conversions")
+        self._lock = threading.Condition()
+        self._at_work = 0
         self._known: dict[str, Conversion] = {}
 
-    def start(self, upload_ids: Sequence[str], options: Mapping[str, Any]) -> str:
+    def start(self, upload_ids: Sequence[str], options: Mapping[str, Any], who: str) -> str:
         """Start to convert the uploaded files of one checkpoint; return an id that nobody can guess.
 
-        Raises :class:`~ckpt_lib.errors.LimitError` for too many.
+        Raises :class:`~ckpt_lib.errors.LimitError` for too many, in all or of the token ``who``.
         """
+        give_back = self._places.take(who)
         new = Conversion(secrets.token_hex(16))
         with self._lock:
-            running = [item for item in self._known.values() if item.state == "running"]
-            if len(running) >= _MOST_WAITING:
-                raise LimitError(
-                    "too many files are being converted", expected=f"at most {_MOST_WAITING}", hint="Try again later."
-                )
             ended = [name for name, item in self._known.items() if item.state != "running"]
             for name in ended[:-_KEPT]:
                 del self._known[name]
             self._known[new.conversion_id] = new
-        work = (new, list(upload_ids), dict(options))
+        work = (new, list(upload_ids), dict(options), give_back)
         threading.Thread(target=self._run, args=work, name="ckpt-conversion", daemon=True).start()
         return new.conversion_id
 
@@ -80,39 +79,63 @@ class Conversions:
         return found is not None and found.state == "running"
 
     def cancel(self, conversion_id: str) -> None:
-        """Ask a conversion to end; it does so at its next step."""
-        if found := self.get(conversion_id):
-            found.asked_to_end.set()
+        """Ask a conversion to end: at its next step, or at once while it waits for its turn."""
+        with self._lock:
+            if found := self._known.get(conversion_id):
+                found.asked_to_end.set()
+                self._lock.notify_all()
 
     def close(self) -> None:
         """Ask all to end."""
         with self._lock:
             for item in self._known.values():
                 item.asked_to_end.set()
+            self._lock.notify_all()
 
-    def _run(self, started: Conversion, upload_ids: list[str], options: dict[str, Any]) -> None:
+    def _run(
+        self, started: Conversion, upload_ids: list[str], options: dict[str, Any], give_back: Callable[[], None]
+    ) -> None:
+        with self._turn(started):
+            ended = self._converted(started, upload_ids, options)
+        give_back()
+        with self._lock:
+            self._known[started.conversion_id] = ended
+
+    @contextmanager
+    def _turn(self, started: Conversion) -> Iterator[None]:
+        """Wait until fewer than the most are at work, or until this one is asked to end."""
+        with self._lock:
+            self._lock.wait_for(lambda: started.asked_to_end.is_set() or self._at_work < _WORKERS)
+            self._at_work += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._at_work -= 1
+                self._lock.notify_all()
+
+    def _converted(self, started: Conversion, upload_ids: list[str], options: dict[str, Any]) -> Conversion:
+        """Convert, and return how that ended."""
+
         def progress(size_bytes: int) -> None:
             if started.asked_to_end.is_set():
                 raise _CancelledError
             self._add(started.conversion_id, size_bytes)
 
-        with self._places:
-            try:
-                progress(0)
-                uploads = self._transfers.uploads.require_complete(upload_ids)
-                size_bytes = sum(upload.size_bytes for upload in uploads)
-                with self._transfers.uploads.assembled(upload_ids, progress) as source:
-                    export = self._transfers.exports.create_converted(source, size_bytes, options, progress)
-                    ended = replace(started, state="succeeded", export=export)
-            except _CancelledError:
-                ended = replace(started, state="cancelled")
-            except CheckpointError as error:
-                ended = replace(started, state="failed", reason=self._transfers.uploads.as_named(str(error)))
-            except Exception:
-                logger.exception("a conversion failed with an unexpected error")
-                ended = replace(started, state="failed", reason="The server failed; its log says why.")
-        with self._lock:
-            self._known[started.conversion_id] = ended
+        uploads = self._transfers.uploads
+        try:
+            progress(0)
+            size_bytes = sum(upload.size_bytes for upload in uploads.require_complete(upload_ids))
+            with uploads.assembled(upload_ids, progress) as source:
+                export = self._transfers.exports.create_converted(source, size_bytes, options, progress)
+                return replace(started, state="succeeded", export=export)
+        except _CancelledError:
+            return replace(started, state="cancelled")
+        except CheckpointError as error:
+            return replace(started, state="failed", reason=uploads.as_named(str(error)))
+        except Exception:
+            logger.exception("a conversion failed with an unexpected error")
+            return replace(started, state="failed", reason="The server failed; its log says why.")
 
     def _add(self, conversion_id: str, size_bytes: int) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 from markupsafe import Markup
 
+from ckpt_lib.converting.names import OF_TRAININGS, OF_WEIGHTS
 from ckpt_lib.core.wording import count_of
 from ckpt_lib.errors import ConfigError, UploadNotFoundError
 from ckpt_lib.experiment.listing import list_experiments
@@ -21,14 +22,9 @@ from ckpt_lib.page.markup import notice
 from ckpt_lib.page.view import Files, View
 from ckpt_lib.store import open_store
 from ckpt_lib.web.operations import Import
-from ckpt_lib.web.uploads import Upload
 
 Outcome = tuple[View, Markup | None]
 _ID = re.compile("[0-9a-f]{32}")
-_OF_WEIGHTS = ("safetensors", "hf-folder")
-"""Formats that have no place for anything else."""
-_OF_TRAININGS = ("hf-trainer", "accelerate")
-"""Formats that are never for the weights alone."""
 
 
 class FileActions:
@@ -40,7 +36,6 @@ class FileActions:
             "files": self._take,
             "forget-files": self._forget,
             "cancel-conversion": self._cancel,
-            "open-imported": self._open,
         }
 
     def _take(self, request: gr.Request, view: View, value: str) -> Outcome:
@@ -49,17 +44,31 @@ class FileActions:
         ids = [part for part in value.split() if _ID.fullmatch(part)]
         if not ids:
             raise ConfigError("no file has arrived", hint="Choose the files once more.")
-        names = [upload.name for upload in self._own(ids, who)]
+        sent = self._desk.transfers.uploads.require_complete(ids, who=who)
+        told, is_one = self._looked_at(ids)
         self._remove(view)
-        told, is_one = look_at(self._desk.transfers.uploads, ids)
-        files = Files(uploads=tuple(ids), name=os.path.commonpath(names), told=str(told), is_one=is_one)
+        name = os.path.commonpath([upload.name for upload in sent])
+        files = Files(uploads=tuple(ids), name=name, told=str(told), is_one=is_one)
         return view.with_(files=files), None
 
-    def _own(self, ids: Sequence[str], who: str) -> list[Upload]:
-        """Return uploads. Raises as if there were none where another token has sent one."""
-        found = self._desk.transfers.uploads.require_complete(ids)
-        if any(upload.who != who for upload in found):
-            raise UploadNotFoundError("there is no such upload", hint="Choose the files once more.")
+    def _looked_at(self, ids: Sequence[str]) -> tuple[Markup, bool]:
+        """Return what files hold, and whether they are one checkpoint. Files that cannot be shown are removed."""
+        uploads = self._desk.transfers.uploads
+        try:
+            return look_at(uploads, ids)
+        except Exception:  # no view knows them, so that nothing else would remove them before they expire
+            for upload_id in ids:
+                uploads.remove(upload_id)
+            raise
+
+    def _held(self, view: View, who: str) -> tuple[str, ...]:
+        """Return the uploads of a browser. Raises :class:`~ckpt_lib.errors.UploadNotFoundError` if it has none."""
+        found = held_uploads(self._desk, view)
+        if not found:
+            raise UploadNotFoundError(
+                "the files have expired, or an import has taken them", hint="Choose the files once more."
+            )
+        self._desk.transfers.uploads.require_complete(found, who=who)
         return found
 
     def _remove(self, view: View) -> None:
@@ -78,12 +87,6 @@ class FileActions:
         self._desk.conversions.cancel(view.files.conversion)
         return view, notice("Cancelling: the conversion ends at its next step.")
 
-    def _open(self, request: gr.Request, view: View, value: str) -> Outcome:
-        """Show a checkpoint that was imported, whose experiment stands before it."""
-        self._desk.check(request, "read")
-        experiment, _, checkpoint_id = value.rpartition("/")
-        return view.of_experiment(experiment).with_(tab="checkpoints", opened=checkpoint_id, asked=""), None
-
     def start_import(
         self, request: gr.Request, view: View, experiment: str | None, is_compressed: bool | None
     ) -> Outcome:
@@ -93,8 +96,7 @@ class FileActions:
             raise ConfigError(
                 "the experiment has no name", expected="the name of the one that is to take the files in, new or not"
             )
-        uploads = held_uploads(self._desk, view)
-        self._own(uploads, who)
+        uploads = self._held(view, who)
         is_new = name not in list_experiments(open_store(self._desk.managers.config.checkpoint_dir), missing_ok=True)
         work = Import(
             uploads=list(uploads),
@@ -117,16 +119,16 @@ class FileActions:
         weights_only: bool | None,
     ) -> Outcome:
         """Start the conversion of what was sent."""
-        who, uploads = self._desk.check(request, "write"), held_uploads(self._desk, view)
-        self._own(uploads, who)
+        who = self._desk.check(request, "write")
+        uploads = self._held(view, who)
         if not view.files.is_one:
             raise ConfigError("these files are not one checkpoint", hint="Choose the files of a single one.")
         options: dict[str, Any] = {"format": form or "safetensors"}
         if dtype:
             options["dtype"] = dtype
-        if form in _OF_WEIGHTS or (weights_only and form not in _OF_TRAININGS):
+        if form in OF_WEIGHTS or (weights_only and form not in OF_TRAININGS):
             options["only"] = "model"
         self._desk.conversions.cancel(view.files.conversion)
-        conversion = self._desk.conversions.start(uploads, options)
+        conversion = self._desk.conversions.start(uploads, options, who)
         self._desk.note(who, "convert", "")
         return view.with_(files=replace(view.files, conversion=conversion, job="")), None

@@ -109,7 +109,7 @@ def _report(experiment: str, name: str, items: Sequence[tuple[str, Imported]]) -
 def _row(experiment: str, source: str, checkpoint_id: str, item: Imported) -> tuple[Any, ...]:
     checkpoint: Markup | str = "-"
     if checkpoint_id:
-        checkpoint = button("open-imported", f"{experiment}/{checkpoint_id}", checkpoint_id, kind="ck-link ck-id")
+        checkpoint = button("found", f"{experiment}/{checkpoint_id}", checkpoint_id, kind="ck-link ck-id")
     remarks = [_capitalised(visible(sentence)) for sentence in (item.reason, *item.left_out) if sentence]
     name = Markup('<span class="ck-id">{}</span> <span class="ck-soft">{}</span>')
     return (

@@ -159,7 +159,7 @@ def _of_code(found: Inspection, name: str) -> Markup:
     told = "The code of its pickle does not run here: what needs it is left out."
     if any(map(runs_commands, found.classes)):
         return warning(told)
-    command = f"python -c 'import torch; print(torch.load({name!r}, weights_only=False))'"
+    command = f'python -c "import torch; print(torch.load({name!r}, weights_only=False))"'  # names have no quotes
     return warning(f"{told} If you trust whoever wrote the file, this runs it on your machine:") + code(command)
 
 

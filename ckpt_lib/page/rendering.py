@@ -158,17 +158,13 @@ class Renderer:
             return NOTHING
         if view.asked != "thin":
             return offer_html()
-        return thinning_html(planned_thinning(manager, view), self._trash_time(manager))
+        return thinning_html(planned_thinning(manager, view), self._desk.trash_time)
 
     def _tags(self, view: View, manager: CheckpointManager) -> list[str]:
         """Return all tags of the experiment, if a person is to choose among them."""
         if view.asked != "tags":
             return []
         return sorted({tag for item in self._desk.checkpoints(manager) for tag in item.tags})
-
-    def _trash_time(self, manager: CheckpointManager) -> str:
-        """Return how long what goes can be brought back; empty where it cannot."""
-        return self._desk.trash_time if manager.config.trash_seconds else ""
 
     def _actions(self, request: gr.Request, view: View, manager: CheckpointManager) -> Markup:
         checkpoint = manager.get_checkpoint(view.opened)
@@ -191,7 +187,7 @@ class Renderer:
         status = manager.backup_status(view.opened)
         kept = "Its backup stays." if status.state in ("written", "verified") else "It has no sound backup."
         best = Markup("<strong>It is the best checkpoint.</strong> ") if checkpoint.is_best else NOTHING
-        time = self._trash_time(manager)
+        time = self._desk.trash_time
         back = f"It can be brought back for {time}." if time else "It cannot be brought back."
         named = Markup('Delete <span class="ck-id">{}</span>, epoch {}, {}?').format(
             view.opened, f"{checkpoint.epoch:,}", size_text(checkpoint.file_size)
@@ -260,14 +256,14 @@ class Renderer:
             )
             return {screen: str(told), layout.keep: manager.config.max_checkpoints}
         report = planned_cleanup(manager, view.planned)
-        may_delete, time = self._desk.allows(request, "delete"), self._trash_time(manager)
+        may_delete, time = self._desk.allows(request, "delete"), self._desk.trash_time
         return {screen: str(plan_html(report, time, may_delete=may_delete, is_asked=view.asked == "cleanup"))}
 
     def _draw_trash(
         self, request: gr.Request, view: View, manager: CheckpointManager, _: ExperimentOverview
     ) -> Updates:
         may_delete = self._desk.allows(request, "delete")
-        is_asked, time = view.asked == "empty", self._trash_time(manager)
+        is_asked, time = view.asked == "empty", self._desk.trash_time
         shown = trash_html(trash_of(manager), time, may_delete=may_delete, is_asked=is_asked)
         return {self._layout.screens["trash"]: str(shown)}
 

@@ -89,8 +89,11 @@ class Work(BaseModel):
         """True if it creates the experiment where there is none of its name."""
         return False
 
-    def prepare(self, transfers: Transfers) -> None:
-        """Learn where uploads and exports are, and check what can be checked at once. The server calls it first."""
+    def prepare(self, transfers: Transfers, who: str) -> None:
+        """Learn where uploads and exports are, and check what can be checked at once.
+
+        The server calls it first, for the token ``who``.
+        """
 
     def resolve(self, manager: CheckpointManager) -> list[str]:  # noqa: ARG002
         """Return the ids of the checkpoints that it is about; none where it is about no single ones.
@@ -228,7 +231,7 @@ class Export(NamedWork):
     def needs_transfers(self) -> bool:
         return True
 
-    def prepare(self, transfers: Transfers) -> None:
+    def prepare(self, transfers: Transfers, who: str) -> None:  # noqa: ARG002
         self._exports = transfers.exports
         if options := self._options():
             from ckpt_lib.converting.options import conversion_options  # torch, only where it is used
@@ -281,9 +284,9 @@ class Import(Work):
     def may_create(self) -> bool:
         return self.new_experiment
 
-    def prepare(self, transfers: Transfers) -> None:
+    def prepare(self, transfers: Transfers, who: str) -> None:
         self._uploads = transfers.uploads
-        self._uploads.require_complete(self.uploads)
+        self._uploads.require_complete(self.uploads, who=who)
 
     def do(
         self,
@@ -349,7 +352,7 @@ class Cleanup(Work):
     def scope(self) -> Scope:
         return "delete"
 
-    def prepare(self, transfers: Transfers) -> None:  # noqa: ARG002
+    def prepare(self, transfers: Transfers, who: str) -> None:  # noqa: ARG002
         check_rules(self.max_checkpoints, self.policy)
 
     def do(
@@ -442,7 +445,8 @@ class Doctor(Work):
         progress: Progress,
         step: Step = _directly,  # noqa: ARG002
     ) -> list[Outcome]:
-        require_shown(self.fingerprint, findings_fingerprint(manager.doctor(progress=progress)), "what is found")
+        if self.fingerprint is not None:
+            require_shown(self.fingerprint, findings_fingerprint(manager.doctor(progress=progress)), "what is found")
         report = manager.doctor(fix=True, progress=progress)
         done = tuple(Fixed(name=item.finding.name, outcome=item.outcome) for item in report.done if item.succeeded)
         outcomes = [Outcome(checkpoint_id="", result=AllFixed(done=done, problem_count=len(report.problems)))]

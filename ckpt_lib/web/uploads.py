@@ -116,6 +116,16 @@ class Uploads:
         except (OSError, ValidationError) as error:  # a crash may have kept the record from being written
             raise _no_upload() from error
 
+    def get_own(self, upload_id: str, who: str) -> Upload:
+        """Return an upload of the token ``who``. Raises as :meth:`get`, also for an upload of another token.
+
+        The id alone is no right to a file: everybody who may read sees the ids in the jobs that import it.
+        """
+        upload = self.get(upload_id)
+        if upload.who != who:
+            raise _no_upload()
+        return upload
+
     def offset_bytes(self, upload: Upload) -> int:
         """Return how many bytes are there. Raises as :meth:`get`."""
         try:
@@ -155,13 +165,15 @@ class Uploads:
         """Remove an upload. A failure is logged: it expires anyway."""
         self.folders.remove(upload_id)
 
-    def require_complete(self, upload_ids: Sequence[str]) -> list[Upload]:
-        """Return uploads. Raises as :meth:`get`, and :class:`~ckpt_lib.errors.ConfigError` if bytes are missing or
-        one is named twice.
+    def require_complete(self, upload_ids: Sequence[str], *, who: str | None = None) -> list[Upload]:
+        """Return uploads: of any token or, if one is given, of ``who``.
+
+        Raises as :meth:`get` or :meth:`get_own`, :class:`~ckpt_lib.errors.UploadConflictError` if bytes are missing,
+        and :class:`~ckpt_lib.errors.ConfigError` if one is named twice.
         """
         if len(set(upload_ids)) < len(upload_ids):
             raise ConfigError("an upload is named twice", expected="each of them once")
-        found = [self.get(upload_id) for upload_id in upload_ids]
+        found = [self.get(upload_id) if who is None else self.get_own(upload_id, who) for upload_id in upload_ids]
         for upload in found:
             if (there := self.offset_bytes(upload)) < upload.size_bytes:
                 raise UploadConflictError(

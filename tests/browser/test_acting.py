@@ -82,6 +82,20 @@ def test_delete_and_bring_back(page: Page, damaged: str, manager: CheckpointMana
     assert checkpoint_id in manager.checkpoint_ids()
 
 
+def test_without_a_trash_a_deletion_promises_nothing(page: Page, config: CheckpointConfig, tmp_path: Path) -> None:
+    """Neither the question before it, nor what is said of it afterwards."""
+    without_trash = config.model_copy(update={"trash_seconds": 0})
+    with page_of(without_trash, tmp_path / "server") as address:
+        checkpoint_id = opened(page, address, CheckpointManager(without_trash, "digits"), "epoch_2")
+        page.get_by_role("button", name="Delete…").click()
+        confirmation = page.get_by_role("alertdialog")
+        expect(confirmation).to_contain_text("It cannot be brought back.")
+        confirmation.get_by_role("button", name="Delete").click()
+        told = page.get_by_role("status").filter(has_text="Deleted")
+        expect(told).to_contain_text(checkpoint_id)
+        expect(told).not_to_contain_text("brings it back")
+
+
 def test_tags_description_and_pin(page: Page, damaged: str, manager: CheckpointManager) -> None:
     """They change in the store; a pinned checkpoint cannot be deleted, and the page says why."""
     checkpoint_id = opened(page, damaged, manager, "epoch_8")

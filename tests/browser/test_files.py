@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ckpt_lib import CheckpointManager
-from ckpt_lib.web.uploads import Uploads
+from ckpt_lib.web.uploads import MOST_UPLOADS, Uploads
 from tests.browser import stores
 from tests.browser.conftest import page_of, watched_page
 from tests.browser.steps import go
@@ -157,7 +158,8 @@ def test_no_code_of_a_pickle_runs(page: Page, address: str, folder: Path, tmp_pa
     send(page, tmp_path / "module.pt")
     told = page.locator("#ck-files")
     expect(told).to_contain_text("The code of its pickle does not run here")
-    expect(told).to_contain_text("torch.load('module.pt', weights_only=False)")
+    command = shlex.split(told.locator(".ck-code").inner_text())
+    assert command == ["python", "-c", "import torch; print(torch.load('module.pt', weights_only=False))"]
     send(page, path)
     expect(told).to_contain_text("mkdir', which no checkpoint needs")
     expect(told).not_to_contain_text("weights_only")
@@ -281,6 +283,70 @@ def test_a_connection_that_breaks_goes_on(anxious: Page, address: str, tmp_path:
     assert len(broken) == 2
 
 
+def test_a_connection_that_is_gone_for_a_while(anxious: Page, address: str, tmp_path: Path) -> None:
+    """Neither the piece nor the question where to go on gets through at first; the whole arrives."""
+    broken: list[str] = []
+
+    def gone(route: Route) -> None:
+        if route.request.method in ("PATCH", "HEAD") and len(broken) < 3:
+            broken.append(route.request.method)
+            route.abort()
+        else:
+            route.continue_()
+
+    opened(anxious, address)
+    anxious.route("**/ui/uploads/*", gone)
+    send(anxious, stores.file_of_a_script(tmp_path / "model.pt"))
+    expect(anxious.locator("#ck-files")).to_contain_text("model: 2 tensors")
+    assert broken == ["PATCH", "HEAD", "HEAD"]
+
+
+def test_an_upload_that_is_further_than_the_browser_knows(anxious: Page, address: str, tmp_path: Path) -> None:
+    """A piece whose answer was lost has arrived: the browser asks where to go on, and the whole is there."""
+    conflicts: list[int] = []
+
+    def elsewhere(route: Route) -> None:
+        if route.request.method == "PATCH" and not conflicts:
+            conflicts.append(1)
+            route.fulfill(status=409, json={"detail": "the upload goes on at another byte"})
+        else:
+            route.continue_()
+
+    opened(anxious, address)
+    anxious.route("**/ui/uploads/*", elsewhere)
+    send(anxious, stores.file_of_a_script(tmp_path / "model.pt"))
+    expect(anxious.locator("#ck-files")).to_contain_text("model: 2 tensors")
+    assert conflicts == [1]
+
+
+def test_reading_a_large_file_is_stopped(anxious: Page, address: str, tmp_path: Path, folder: Path) -> None:
+    """At once, and not when the digest of all of it is there; nothing was begun."""
+    with (tmp_path / "large.bin").open("wb") as file:
+        file.truncate(8 * 2**30)  # a minute or more to digest
+    opened(anxious, address)
+    send(anxious, tmp_path / "large.bin")
+    expect(anxious.get_by_role("status").filter(has_text="Reading large.bin")).to_be_visible()
+    anxious.get_by_role("button", name="Stop").click()
+    expect(anxious.get_by_role("button", name="Stop")).to_be_hidden(timeout=10_000)
+    assert kept(folder) == []
+
+
+def test_too_many_files_are_refused_at_once(page: Page, address: str, folder: Path) -> None:
+    """The server takes so many uploads in all, and would let the browser wait for its own."""
+    opened(page, address)
+    page.evaluate(
+        """count => {
+            const dropped = new DataTransfer();
+            for (let n = 0; n < count; n++) dropped.items.add(new File([], `${n}.pt`));
+            document.querySelector('.ck-drop').dispatchEvent(
+                new DragEvent('drop', {dataTransfer: dropped, bubbles: true, cancelable: true}));
+        }""",
+        MOST_UPLOADS + 1,
+    )
+    expect(alert(page)).to_contain_text("too many files: 10,001, and the server takes 10,000")
+    assert kept(folder) == []
+
+
 def test_a_server_that_is_busy_is_waited_for(anxious: Page, tmp_path: Path) -> None:
     """A folder of many files takes more requests than a token has in a second."""
     for number in range(4):
@@ -334,6 +400,25 @@ def test_dropped_files_arrive(page: Page, address: str, tmp_path: Path) -> None:
     expect(page.locator("#ck-files h2")).to_have_text("dropped.pt")
 
 
+def test_a_dropped_file_that_cannot_be_read_is_told(page: Page, address: str, folder: Path) -> None:
+    """Also where it lies in a dropped folder: the page says so, and takes other files afterwards."""
+    opened(page, address)
+    page.evaluate(
+        """() => {
+            const unreadable = {isFile: true, fullPath: '/old/model.pt',
+                file: (_, refuse) => refuse(new DOMException('it cannot be read', 'NotReadableError'))};
+            const batches = [[unreadable], []];
+            const folder = {isFile: false, createReader: () => ({readEntries: found => found(batches.shift())})};
+            const event = new Event('drop', {bubbles: true, cancelable: true});
+            event.dataTransfer = {items: [{webkitGetAsEntry: () => folder}], files: []};
+            document.querySelector('.ck-drop').dispatchEvent(event);
+        }"""
+    )
+    expect(alert(page)).to_contain_text("A file could not be sent: it cannot be read")
+    expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+    assert kept(folder) == []
+
+
 def test_by_keyboard_on_a_phone(browser: Browser, address: str, tmp_path: Path) -> None:
     """The screen is no wider than the phone, whatever it shows, and no step needs a mouse."""
     with watched_page(browser, width=400) as (page, watched):
@@ -355,3 +440,15 @@ def test_by_keyboard_on_a_phone(browser: Browser, address: str, tmp_path: Path) 
         assert watched.problems == []
     (found,) = CheckpointManager(stores.config_of(tmp_path / "store"), "old").list_checkpoints()
     assert found.epoch == 1
+
+
+def test_a_double_click_imports_once(page: Page, address: str, tmp_path: Path) -> None:
+    """The second click comes before the answer to the first, and does nothing."""
+    opened(page, address)
+    send(page, stores.file_of_a_script(tmp_path / "model.pt"))
+    arrived(page)
+    page.get_by_label("Into the experiment").fill("old")
+    page.get_by_role("button", name="Import", exact=True).dblclick()
+    expect(page.locator("#ck-file-results .ck-badge")).to_have_text("imported")
+    go(page, "Jobs")
+    expect(page.locator("#ck-jobs tbody tr")).to_have_count(1)

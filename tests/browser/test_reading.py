@@ -122,6 +122,11 @@ def test_comparison(page: Page, few: str) -> None:
     page.get_by_label("Checkpoints").fill("best")
     page.keyboard.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("2 to 6")
+    page.get_by_label("Checkpoints").fill("best, words/latest")
+    page.keyboard.press("Enter")
+    table.get_by_role("button", name="words/").click()
+    expect(page.locator(".ck-head h2")).to_contain_text("epoch_0001")
+    expect(page.get_by_role("combobox", name="Experiment")).to_have_value("words")
 
 
 def test_plots(page: Page, few: str) -> None:

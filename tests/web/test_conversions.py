@@ -59,7 +59,7 @@ def ended(conversions: Conversions, name: str) -> Conversion:
 def test_a_file_is_converted(conversions: Conversions, transfers: Transfers, script: Path) -> None:
     """The result is an export with digests, and the upload stays."""
     upload_id = uploaded(transfers, script)
-    found = ended(conversions, conversions.start([upload_id], WANTED))
+    found = ended(conversions, conversions.start([upload_id], WANTED, "me"))
     assert (found.state, found.export is not None) == ("succeeded", True)
     assert found.export is not None
     (file,) = found.export.files
@@ -73,36 +73,63 @@ def test_what_differs_from_its_digest_is_not_converted(
     conversions: Conversions, transfers: Transfers, settings: ServerSettings, script: Path
 ) -> None:
     """The reason names the file, and no folder of the server; nothing is left."""
-    found = ended(conversions, conversions.start([uploaded(transfers, script, altered=True)], WANTED))
+    found = ended(conversions, conversions.start([uploaded(transfers, script, altered=True)], WANTED, "me"))
     assert (found.state, "'script.pt' differs from its digest" in found.reason) == ("failed", True)
     (script.parent / "text.pt").write_text("no checkpoint")
-    found = ended(conversions, conversions.start([uploaded(transfers, script.parent / "text.pt")], WANTED))
+    found = ended(conversions, conversions.start([uploaded(transfers, script.parent / "text.pt")], WANTED, "me"))
     assert (found.state, str(settings.transfers_path()) in found.reason) == ("failed", False)
     assert transfers.exports.folders.names() == transfers.uploads.imports.names() == []
 
 
-def test_a_conversion_is_cancelled(
-    conversions: Conversions, transfers: Transfers, script: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At its next step, also one that waits for its turn; its files go."""
-    begun, may_go_on = threading.Event(), threading.Event()
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Semaphore, threading.Event]]:
+    """Conversions that stop in the middle: a permit for each that has begun, and the event that lets all go on."""
+    begun, may_go_on = threading.Semaphore(0), threading.Event()
 
     def convert(_: Path, place: str, *, progress: Any, **options: Any) -> None:
         Path(place).mkdir()
         Path(place, "half.safetensors").write_bytes(b"half")
-        begun.set()
+        begun.release()
         assert may_go_on.wait(10)
         progress(1)
 
     monkeypatch.setattr(web_exports, "convert_checkpoint", convert)
-    upload_id = uploaded(transfers, script)
-    started = [conversions.start([upload_id], WANTED) for _ in range(20)]
-    with pytest.raises(LimitError, match="at most 20"):
-        conversions.start([upload_id], WANTED)
-    assert begun.wait(10)
-    for name in started:
-        conversions.cancel(name)
+    yield begun, may_go_on
     may_go_on.set()
-    assert {ended(conversions, name).state for name in started} == {"cancelled"}
+
+
+def test_a_conversion_is_cancelled(
+    conversions: Conversions,
+    transfers: Transfers,
+    script: Path,
+    held: tuple[threading.Semaphore, threading.Event],
+) -> None:
+    """One at work ends at its next step, one that waits for its turn at once; their files go."""
+    begun, may_go_on = held
+    upload_id = uploaded(transfers, script)
+    at_work = [conversions.start([upload_id], WANTED, "me") for _ in range(2)]
+    assert begun.acquire(timeout=10)
+    assert begun.acquire(timeout=10)
+    waiting = [conversions.start([upload_id], WANTED, "me") for _ in range(3)]
+    for name in (*at_work, *waiting):
+        conversions.cancel(name)
+    assert {ended(conversions, name).state for name in waiting} == {"cancelled"}
+    assert all(map(conversions.is_running, at_work))
+    may_go_on.set()
+    assert {ended(conversions, name).state for name in at_work} == {"cancelled"}
     assert transfers.exports.folders.names() == transfers.uploads.imports.names() == []
     assert conversions.get("0" * 32) is None
+
+
+@pytest.mark.usefixtures("held")
+def test_no_token_holds_all_places(conversions: Conversions, transfers: Transfers, script: Path) -> None:
+    """One gets half of them, and each that ends gives its place back."""
+    upload_id = uploaded(transfers, script)
+    started = [conversions.start([upload_id], WANTED, "me") for _ in range(10)]
+    with pytest.raises(LimitError, match="at most 20 in all, and 10 of one token"):
+        conversions.start([upload_id], WANTED, "me")
+    conversions.start([upload_id], WANTED, "another")
+    conversions.cancel(started[-1])
+    ended(conversions, started[-1])
+    conversions.start([upload_id], WANTED, "me")
+    conversions.close()

@@ -27,6 +27,7 @@ from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager, inspect_checkpoint
 from ckpt_lib.errors import ExportNotFoundError, StorePermissionError, UploadConflictError, UploadNotFoundError
 from ckpt_lib.web import ServerSettings
+from ckpt_lib.web.tokens import TokenFile
 from ckpt_lib.web.transfers import Transfers
 from tests.cli.running import on_posix
 from tests.web.running import ended, served, wait_for
@@ -164,6 +165,24 @@ def test_names_lead_nowhere_else(client: httpx.Client, settings: ServerSettings,
     """A name is one of a file within the folder of the import."""
     assert begin(client, b"x", name).status_code == 422
     assert kept(settings) == []
+
+
+def test_an_upload_belongs_to_its_token(settings: ServerSettings, tmp_path: Path) -> None:
+    """Another one can neither look at it, add to it, remove nor import it, though jobs show its id to all who read."""
+    tokens = TokenFile(tmp_path / "tokens.json")
+    mine, another = (tokens.create(name, "write") for name in ("me", "another"))
+    with served(settings.model_copy(update={"tokens_path": tmp_path / "tokens.json"})) as client:
+        client.headers["Authorization"] = f"Bearer {mine}"
+        created = begin(client, b"12345")
+        place = place_of(created)
+        client.headers["Authorization"] = f"Bearer {another}"
+        answers = [client.head(place), client.get(place), add(client, place, b"12345"), client.delete(place)]
+        work = {"operation": "import", "uploads": [created.json()["upload_id"]]}
+        answers.append(client.post(JOBS, json=work))
+        assert [answer.status_code for answer in answers] == [404] * 5
+        client.headers["Authorization"] = f"Bearer {mine}"
+        assert offset_of(client, place) == 0
+        assert client.delete(place).status_code == 204
 
 
 def test_no_upload_becomes_larger_than_it_said(client: httpx.Client) -> None:

@@ -99,6 +99,23 @@ def test_what_was_shown_is_fixed(client: httpx.Client, config: CheckpointConfig,
     assert manager.validate_checkpoint(lost)
 
 
+def test_without_a_fingerprint_a_check_is_made_once(
+    client: httpx.Client, manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing to compare, and a check reads for a while."""
+    assert manager.checkpoint_ids()
+    checks: list[bool] = []
+    doctor = CheckpointManager.doctor
+
+    def counted(self: CheckpointManager, *, fix: bool = False, **options: Any) -> Any:
+        checks.append(fix)
+        return doctor(self, fix=fix, **options)
+
+    monkeypatch.setattr(CheckpointManager, "doctor", counted)
+    outcome(client, "doctor")
+    assert checks == [True]
+
+
 def test_choose_the_monitor(client: httpx.Client, config: CheckpointConfig, manager: CheckpointManager) -> None:
     """The best is another one then; a metric that none has recorded is refused."""
     best = outcome(client, "monitor", metric="accuracy", mode="max")["best_checkpoint"]
