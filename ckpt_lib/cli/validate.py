@@ -77,14 +77,15 @@ def validate(
     with byte_progress("Validating", total) as progress:
         read = partial(_reports, backups=backups, deep=not quick, progress=progress)
         found = [(manager, list(read(manager, ids))) for manager, ids in chosen]
+    reports = [report for _, of_one in found for report in of_one]
     if as_json:
-        _print_documents(found)
+        _print_document([manager.experiment_name for manager, _ in found], reports)
     else:
-        for manager, reports in found:
+        for manager, of_one in found:
             with options.about(manager.experiment_name) if len(found) > 1 else nullcontext():
-                _print_reports(manager, reports, backups=backups, with_name=len(found) > 1)
-        _print_outcome([report for _, reports in found for report in reports], backups=backups)
-    if not all(report for _, reports in found for report in reports):
+                _print_reports(manager, of_one, backups=backups, with_name=len(found) > 1)
+        _print_outcome(reports, backups=backups)
+    if not all(reports):
         raise typer.Exit(DAMAGE)
 
 
@@ -93,17 +94,15 @@ def _size_bytes(manager: CheckpointManager, ids: Sequence[str] | None, *, backup
     return sum(item.file_size for item in held if ids is None or item.checkpoint_id in ids)
 
 
-def _print_documents(found: Sequence[tuple[CheckpointManager, Sequence[ValidationReport]]]) -> None:
-    documents = [
+def _print_document(names: Sequence[str], reports: Sequence[ValidationReport]) -> None:
+    """Print one document, also of several experiments: a script is not to break when a store gets a second one."""
+    print_json(
         {
-            "experiment_name": manager.experiment_name,
+            "experiment_name": names[0] if len(names) == 1 else None,
             "is_valid": all(reports),
             "reports": [{**report.model_dump(), "is_valid": report.is_valid} for report in reports],
         }
-        for manager, reports in found
-    ]
-    are_valid = all(document["is_valid"] for document in documents)
-    print_json(documents[0] if len(documents) == 1 else {"is_valid": are_valid, "experiments": documents})
+    )
 
 
 def _print_outcome(reports: Sequence[ValidationReport], *, backups: bool) -> None:
