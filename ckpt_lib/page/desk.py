@@ -69,7 +69,7 @@ class Desk:
     def start(self, request: gr.Request, experiment: str, work: AnyWork) -> Job:
         """Start a job. Raises ``PermissionError``, and as :meth:`ckpt_lib.web.jobs.Jobs.start`."""
         who = self.check(request, work.scope)
-        work.prepare(self.transfers)
+        work.prepare(self.transfers, who)
         job = self.jobs.start(experiment, work, who)
         self.note(who, f"start {work.operation}", experiment, ", ".join(job.checkpoint_ids[:20]))
         return job

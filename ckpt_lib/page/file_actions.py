@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from ckpt_lib.core.wording import count_of
-from ckpt_lib.errors import ConfigError, UploadNotFoundError
+from ckpt_lib.errors import ConfigError
 from ckpt_lib.experiment.listing import list_experiments
 from ckpt_lib.page.desk import Desk
 from ckpt_lib.page.files import held_uploads
@@ -21,7 +21,6 @@ from ckpt_lib.page.markup import notice
 from ckpt_lib.page.view import Files, View
 from ckpt_lib.store import open_store
 from ckpt_lib.web.operations import Import
-from ckpt_lib.web.uploads import Upload
 
 Outcome = tuple[View, Markup | None]
 _ID = re.compile("[0-9a-f]{32}")
@@ -49,18 +48,11 @@ class FileActions:
         ids = [part for part in value.split() if _ID.fullmatch(part)]
         if not ids:
             raise ConfigError("no file has arrived", hint="Choose the files once more.")
-        names = [upload.name for upload in self._own(ids, who)]
+        names = [upload.name for upload in self._desk.transfers.uploads.require_complete(ids, who)]
         self._remove(view)
         told, is_one = look_at(self._desk.transfers.uploads, ids)
         files = Files(uploads=tuple(ids), name=os.path.commonpath(names), told=str(told), is_one=is_one)
         return view.with_(files=files), None
-
-    def _own(self, ids: Sequence[str], who: str) -> list[Upload]:
-        """Return uploads. Raises as if there were none where another token has sent one."""
-        found = self._desk.transfers.uploads.require_complete(ids)
-        if any(upload.who != who for upload in found):
-            raise UploadNotFoundError("there is no such upload", hint="Choose the files once more.")
-        return found
 
     def _remove(self, view: View) -> None:
         """Remove what the browser has sent and no import takes, and end its conversion."""
@@ -94,7 +86,7 @@ class FileActions:
                 "the experiment has no name", expected="the name of the one that is to take the files in, new or not"
             )
         uploads = held_uploads(self._desk, view)
-        self._own(uploads, who)
+        self._desk.transfers.uploads.require_complete(uploads, who)
         is_new = name not in list_experiments(open_store(self._desk.managers.config.checkpoint_dir), missing_ok=True)
         work = Import(
             uploads=list(uploads),
@@ -118,7 +110,7 @@ class FileActions:
     ) -> Outcome:
         """Start the conversion of what was sent."""
         who, uploads = self._desk.check(request, "write"), held_uploads(self._desk, view)
-        self._own(uploads, who)
+        self._desk.transfers.uploads.require_complete(uploads, who)
         if not view.files.is_one:
             raise ConfigError("these files are not one checkpoint", hint="Choose the files of a single one.")
         options: dict[str, Any] = {"format": form or "safetensors"}

@@ -89,8 +89,10 @@ class Work(BaseModel):
         """True if it creates the experiment where there is none of its name."""
         return False
 
-    def prepare(self, transfers: Transfers) -> None:
-        """Learn where uploads and exports are, and check what can be checked at once. The server calls it first."""
+    def prepare(self, transfers: Transfers, who: str) -> None:
+        """Learn where uploads and exports are, and check what can be checked at once, for the token ``who``. The
+        server calls it first.
+        """
 
     def resolve(self, manager: CheckpointManager) -> list[str]:  # noqa: ARG002
         """Return the ids of the checkpoints that it is about; none where it is about no single ones.
@@ -228,7 +230,7 @@ class Export(NamedWork):
     def needs_transfers(self) -> bool:
         return True
 
-    def prepare(self, transfers: Transfers) -> None:
+    def prepare(self, transfers: Transfers, who: str) -> None:  # noqa: ARG002
         self._exports = transfers.exports
         if options := self._options():
             from ckpt_lib.converting.options import conversion_options  # torch, only where it is used
@@ -281,9 +283,9 @@ class Import(Work):
     def may_create(self) -> bool:
         return self.new_experiment
 
-    def prepare(self, transfers: Transfers) -> None:
+    def prepare(self, transfers: Transfers, who: str) -> None:
         self._uploads = transfers.uploads
-        self._uploads.require_complete(self.uploads)
+        self._uploads.require_complete(self.uploads, who)
 
     def do(
         self,
@@ -349,7 +351,7 @@ class Cleanup(Work):
     def scope(self) -> Scope:
         return "delete"
 
-    def prepare(self, transfers: Transfers) -> None:  # noqa: ARG002
+    def prepare(self, transfers: Transfers, who: str) -> None:  # noqa: ARG002
         check_rules(self.max_checkpoints, self.policy)
 
     def do(

@@ -40,7 +40,9 @@ _CREATES = refusals(
         507: "There is no room for the file.",
     }
 )
-_NO_UPLOAD = refusals({404: "There is no such upload: it was imported or deleted, or has expired."})
+_NO_UPLOAD = refusals(
+    {404: "There is no such upload: it was imported or deleted, has expired, or belongs to another token."}
+)
 _APPENDS = _NO_UPLOAD | refusals(
     {
         409: "The upload goes on at another byte.",
@@ -134,19 +136,19 @@ def create_upload(
     response_description="The headers say how far it is.",
     responses=_NO_UPLOAD,
 )
-def show_offset(request: Request, _: Writer, upload_id: FolderId) -> Response:
+def show_offset(request: Request, who: Writer, upload_id: FolderId) -> Response:
     """Tell how far an upload is, in `Upload-Offset`."""
     uploads = uploads_of(request)
-    upload = uploads.get(upload_id)
+    upload = uploads.owned(upload_id, who)
     offset = uploads.offset_bytes(upload)
     return Response(headers={"Cache-Control": "no-store"} | _headers(uploads, upload, offset))
 
 
 @router.get("/uploads/{upload_id}", responses=_NO_UPLOAD)
-def get_upload(request: Request, response: Response, _: Writer, upload_id: FolderId) -> UploadState:
+def get_upload(request: Request, response: Response, who: Writer, upload_id: FolderId) -> UploadState:
     """Show an upload."""
     uploads = uploads_of(request)
-    upload = uploads.get(upload_id)
+    upload = uploads.owned(upload_id, who)
     state = _state(request, upload, uploads.offset_bytes(upload))
     response.headers.update({"Cache-Control": "no-store"} | _headers(uploads, upload, state.offset_bytes))
     return state
@@ -161,7 +163,7 @@ def get_upload(request: Request, response: Response, _: Writer, upload_id: Folde
 )
 async def append_to_upload(
     request: Request,
-    _: Writer,
+    who: Writer,
     upload_id: FolderId,
     upload_offset: Annotated[int, Header(ge=0, lt=2**63, description="Where the bytes of this request begin.")],
 ) -> Response:
@@ -169,7 +171,7 @@ async def append_to_upload(
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != MEDIA_TYPE:
         raise HTTPException(status.HTTP_415_UNSUPPORTED_MEDIA_TYPE, f"the Content-Type must be {MEDIA_TYPE}")
     uploads = uploads_of(request)
-    receiver = _Receiver(uploads, await run_in_threadpool(uploads.get, upload_id), upload_offset)
+    receiver = _Receiver(uploads, await run_in_threadpool(uploads.owned, upload_id, who), upload_offset)
     await receiver.begin(request.headers.get("content-length", "0"))
     try:
         await receiver.take(request)
@@ -185,10 +187,10 @@ async def append_to_upload(
     response_description="It is gone.",
     responses=_NO_UPLOAD,
 )
-def cancel_upload(request: Request, _: Writer, upload_id: FolderId) -> Response:
+def cancel_upload(request: Request, who: Writer, upload_id: FolderId) -> Response:
     """Remove an upload."""
     uploads = uploads_of(request)
-    uploads.remove(uploads.get(upload_id).upload_id)
+    uploads.remove(uploads.owned(upload_id, who).upload_id)
     return Response(status_code=status.HTTP_204_NO_CONTENT, headers={"Tus-Resumable": VERSION})
 
 

@@ -116,6 +116,15 @@ class Uploads:
         except (OSError, ValidationError) as error:  # a crash may have kept the record from being written
             raise _no_upload() from error
 
+    def owned(self, upload_id: str, who: str) -> Upload:
+        """Return an upload that the token ``who`` has begun. Raises as :meth:`get`, also for that of another token:
+        jobs show the ids of what they import to everybody who may read.
+        """
+        upload = self.get(upload_id)
+        if upload.who != who:
+            raise _no_upload()
+        return upload
+
     def offset_bytes(self, upload: Upload) -> int:
         """Return how many bytes are there. Raises as :meth:`get`."""
         try:
@@ -155,13 +164,13 @@ class Uploads:
         """Remove an upload. A failure is logged: it expires anyway."""
         self.folders.remove(upload_id)
 
-    def require_complete(self, upload_ids: Sequence[str]) -> list[Upload]:
-        """Return uploads. Raises as :meth:`get`, and :class:`~ckpt_lib.errors.ConfigError` if bytes are missing or
-        one is named twice.
+    def require_complete(self, upload_ids: Sequence[str], who: str | None = None) -> list[Upload]:
+        """Return uploads, of the token ``who`` if that is given. Raises as :meth:`owned`, and
+        :class:`~ckpt_lib.errors.ConfigError` if bytes are missing or one is named twice.
         """
         if len(set(upload_ids)) < len(upload_ids):
             raise ConfigError("an upload is named twice", expected="each of them once")
-        found = [self.get(upload_id) for upload_id in upload_ids]
+        found = [self.get(upload_id) if who is None else self.owned(upload_id, who) for upload_id in upload_ids]
         for upload in found:
             if (there := self.offset_bytes(upload)) < upload.size_bytes:
                 raise UploadConflictError(

@@ -73,7 +73,7 @@ def start_job(
     jobs, key = jobs_of(request), key_in(idempotency_key)
     job = jobs.started_before(experiment, work, who, key)  # before its uploads and names, which may be gone by now
     if job is None:
-        work.prepare(request.app.state.transfers)
+        work.prepare(request.app.state.transfers, who)
         job = jobs.start(experiment, work, who, key=key)
     response.headers["Location"] = str(request.url_for("get_job", job_id=job.job_id).path)
     return job
