@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ckpt_lib.core.logs import logger
-from ckpt_lib.errors import CheckpointError, LimitError
+from ckpt_lib.errors import CheckpointError
 from ckpt_lib.web.exports import Export
+from ckpt_lib.web.places import Places
 from ckpt_lib.web.transfers import Transfers
 
 _WORKERS = 2
@@ -47,25 +48,22 @@ class Conversions:
         self._transfers = transfers
         self._lock = threading.Lock()
         self._places = threading.Semaphore(_WORKERS)
+        self._waiting = Places(_MOST_WAITING, "conversions")
         self._known: dict[str, Conversion] = {}
 
-    def start(self, upload_ids: Sequence[str], options: Mapping[str, Any]) -> str:
+    def start(self, upload_ids: Sequence[str], options: Mapping[str, Any], who: str) -> str:
         """Start to convert the uploaded files of one checkpoint; return an id that nobody can guess.
 
-        Raises :class:`~ckpt_lib.errors.LimitError` for too many.
+        Raises :class:`~ckpt_lib.errors.LimitError` for too many, in all or of the token ``who``.
         """
         new = Conversion(secrets.token_hex(16))
+        give_back = self._waiting.take(who)
         with self._lock:
-            running = [item for item in self._known.values() if item.state == "running"]
-            if len(running) >= _MOST_WAITING:
-                raise LimitError(
-                    "too many files are being converted", expected=f"at most {_MOST_WAITING}", hint="Try again later."
-                )
             ended = [name for name, item in self._known.items() if item.state != "running"]
             for name in ended[:-_KEPT]:
                 del self._known[name]
             self._known[new.conversion_id] = new
-        work = (new, list(upload_ids), dict(options))
+        work = (new, list(upload_ids), dict(options), give_back)
         threading.Thread(target=self._run, args=work, name="ckpt-conversion", daemon=True).start()
         return new.conversion_id
 
@@ -90,7 +88,15 @@ class Conversions:
             for item in self._known.values():
                 item.asked_to_end.set()
 
-    def _run(self, started: Conversion, upload_ids: list[str], options: dict[str, Any]) -> None:
+    def _run(
+        self, started: Conversion, upload_ids: list[str], options: dict[str, Any], give_back: Callable[[], None]
+    ) -> None:
+        ended = self._ended(started, upload_ids, options)
+        give_back()
+        with self._lock:
+            self._known[started.conversion_id] = ended
+
+    def _ended(self, started: Conversion, upload_ids: list[str], options: dict[str, Any]) -> Conversion:
         def progress(size_bytes: int) -> None:
             if started.asked_to_end.is_set():
                 raise _CancelledError
@@ -103,16 +109,14 @@ class Conversions:
                 size_bytes = sum(upload.size_bytes for upload in uploads)
                 with self._transfers.uploads.assembled(upload_ids, progress) as source:
                     export = self._transfers.exports.create_converted(source, size_bytes, options, progress)
-                    ended = replace(started, state="succeeded", export=export)
+                    return replace(started, state="succeeded", export=export)
             except _CancelledError:
-                ended = replace(started, state="cancelled")
+                return replace(started, state="cancelled")
             except CheckpointError as error:
-                ended = replace(started, state="failed", reason=self._transfers.uploads.as_named(str(error)))
+                return replace(started, state="failed", reason=self._transfers.uploads.as_named(str(error)))
             except Exception:
                 logger.exception("a conversion failed with an unexpected error")
-                ended = replace(started, state="failed", reason="The server failed; its log says why.")
-        with self._lock:
-            self._known[started.conversion_id] = ended
+                return replace(started, state="failed", reason="The server failed; its log says why.")
 
     def _add(self, conversion_id: str, size_bytes: int) -> None:
         with self._lock:

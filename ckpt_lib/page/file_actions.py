@@ -119,6 +119,6 @@ class FileActions:
         if form in _OF_WEIGHTS or (weights_only and form not in _OF_TRAININGS):
             options["only"] = "model"
         self._desk.conversions.cancel(view.files.conversion)
-        conversion = self._desk.conversions.start(uploads, options)
+        conversion = self._desk.conversions.start(uploads, options, who)
         self._desk.note(who, "convert", "")
         return view.with_(files=replace(view.files, conversion=conversion, job="")), None

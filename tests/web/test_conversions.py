@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,7 +60,7 @@ def ended(conversions: Conversions, name: str) -> Conversion:
 def test_a_file_is_converted(conversions: Conversions, transfers: Transfers, script: Path) -> None:
     """The result is an export with digests, and the upload stays."""
     upload_id = uploaded(transfers, script)
-    found = ended(conversions, conversions.start([upload_id], WANTED))
+    found = ended(conversions, conversions.start([upload_id], WANTED, "me"))
     assert (found.state, found.export is not None) == ("succeeded", True)
     assert found.export is not None
     (file,) = found.export.files
@@ -73,10 +74,10 @@ def test_what_differs_from_its_digest_is_not_converted(
     conversions: Conversions, transfers: Transfers, settings: ServerSettings, script: Path
 ) -> None:
     """The reason names the file, and no folder of the server; nothing is left."""
-    found = ended(conversions, conversions.start([uploaded(transfers, script, altered=True)], WANTED))
+    found = ended(conversions, conversions.start([uploaded(transfers, script, altered=True)], WANTED, "me"))
     assert (found.state, "'script.pt' differs from its digest" in found.reason) == ("failed", True)
     (script.parent / "text.pt").write_text("no checkpoint")
-    found = ended(conversions, conversions.start([uploaded(transfers, script.parent / "text.pt")], WANTED))
+    found = ended(conversions, conversions.start([uploaded(transfers, script.parent / "text.pt")], WANTED, "me"))
     assert (found.state, str(settings.transfers_path()) in found.reason) == ("failed", False)
     assert transfers.exports.folders.names() == transfers.uploads.imports.names() == []
 
@@ -96,9 +97,12 @@ def test_a_conversion_is_cancelled(
 
     monkeypatch.setattr(web_exports, "convert_checkpoint", convert)
     upload_id = uploaded(transfers, script)
-    started = [conversions.start([upload_id], WANTED) for _ in range(20)]
+    started = [conversions.start([upload_id], WANTED, "me") for _ in range(10)]
+    with pytest.raises(LimitError, match="10 of one token"):
+        conversions.start([upload_id], WANTED, "me")
+    started += [conversions.start([upload_id], WANTED, "other") for _ in range(10)]
     with pytest.raises(LimitError, match="at most 20"):
-        conversions.start([upload_id], WANTED)
+        conversions.start([upload_id], WANTED, "third")
     assert begun.wait(10)
     for name in started:
         conversions.cancel(name)
@@ -106,3 +110,27 @@ def test_a_conversion_is_cancelled(
     assert {ended(conversions, name).state for name in started} == {"cancelled"}
     assert transfers.exports.folders.names() == transfers.uploads.imports.names() == []
     assert conversions.get("0" * 32) is None
+
+
+def test_a_small_file_does_not_become_a_large_one(settings: ServerSettings, tmp_path: Path) -> None:
+    """A tensor of one stored number is as large as its shape says: it ends at the limit, and leaves nothing."""
+    torch.save({"model": {"w": torch.zeros(1).expand(4 * 2**20)}}, tmp_path / "script.pt")
+    transfers = Transfers(settings.model_copy(update={"max_transfer_bytes": 4 * 2**20}))
+    conversions = Conversions(transfers)
+    found = ended(conversions, conversions.start([uploaded(transfers, tmp_path / "script.pt")], WANTED, "me"))
+    assert (found.state, "larger than the server allows" in found.reason) == ("failed", True)
+    assert found.done_bytes < 2**24
+    assert transfers.exports.folders.names() == []
+
+
+def test_a_conversion_leaves_room_on_the_disk(
+    transfers: Transfers, conversions: Conversions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that becomes larger than its file leaves a tenth of what was free."""
+    torch.save({"model": {"w": torch.zeros(1).expand(4 * 2**20)}}, tmp_path / "script.pt")
+    upload_id = uploaded(transfers, tmp_path / "script.pt")
+    free = iter([2**40, 2**40, *[2**30] * 100])
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=next(free)))
+    found = ended(conversions, conversions.start([upload_id], WANTED, "me"))
+    assert (found.state, "room on its disk" in found.reason) == ("failed", True)

@@ -25,7 +25,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, inspect_checkpoint
-from ckpt_lib.errors import ExportNotFoundError, StorePermissionError, UploadConflictError, UploadNotFoundError
+from ckpt_lib.errors import (
+    ExportNotFoundError,
+    LimitError,
+    StorePermissionError,
+    UploadConflictError,
+    UploadNotFoundError,
+)
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.tokens import TokenFile
 from ckpt_lib.web.transfers import Transfers
@@ -468,6 +474,21 @@ def test_the_number_of_uploads_is_limited(client: httpx.Client, monkeypatch: pyt
     refused = begin(client, b"x")
     assert (refused.status_code, refused.json()["type"]) == (429, "LimitError")
     assert refused.headers["retry-after"] == "60"
+
+
+def test_no_token_begins_all_uploads(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets half of them; what is removed counts no more. Each record is read once, however many begin."""
+    monkeypatch.setattr("ckpt_lib.web.uploads.MOST_UPLOADS", 6)
+    uploads, read = Transfers(settings).uploads, []
+    get = uploads.get
+    monkeypatch.setattr(uploads, "get", lambda name: read.append(name) or get(name))
+    begun = [uploads.create("model.pt", 1, "0" * 64, "me") for _ in range(3)]
+    with pytest.raises(LimitError, match="3 of one token"):
+        uploads.create("model.pt", 1, "0" * 64, "me")
+    uploads.create("model.pt", 1, "0" * 64, "other")
+    assert sorted(read) == sorted(upload.upload_id for upload in begun)
+    uploads.remove(begun[0].upload_id)
+    uploads.create("model.pt", 1, "0" * 64, "me")
 
 
 def test_what_is_deleted_meanwhile_is_not_there(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
