@@ -211,7 +211,7 @@ class JobNotFoundError(CheckpointError, LookupError):
 
 
 class UploadNotFoundError(CheckpointError, FileNotFoundError):
-    """No upload of the server has that id: it was imported or deleted, or has expired."""
+    """No upload of the token has that id: it was imported or deleted, or has expired."""
 
 
 class UploadConflictError(CheckpointError, ValueError):

@@ -18,9 +18,10 @@ from ckpt_lib.maintenance.convert import convert_checkpoint
 from ckpt_lib.store import Store, open_store
 from ckpt_lib.stream import Progress, StreamDigest
 from ckpt_lib.stream.digests import BLOCK_SIZE_BYTES
-from ckpt_lib.web.kept_files import KeptFolders, require_room
+from ckpt_lib.web.kept_files import KeptFolders, free_bytes, require_room, size_of
 
 _RECORD = "export.json"
+_BYTES_BETWEEN_LOOKS = 2**20
 
 
 class Export(BaseModel):
@@ -51,7 +52,7 @@ class Exports:
         Raises what these raise, and :class:`~ckpt_lib.errors.StorageFullError` where the server has no room for it.
         """
 
-        def write(place: str) -> Sequence[str]:
+        def write(place: str, progress: Progress) -> Sequence[str]:
             return _write(experiment, manifest, place, options, progress)
 
         facts = {"experiment_name": experiment.name, "checkpoint_id": manifest.checkpoint_id}
@@ -60,26 +61,23 @@ class Exports:
     def create_converted(self, source: Path, size_bytes: int, options: Mapping[str, Any], progress: Progress) -> Export:
         """Convert a file or folder that is in no store, of so many bytes. Raises as :meth:`create`."""
 
-        def write(place: str) -> Sequence[str]:
+        def write(place: str, progress: Progress) -> Sequence[str]:
             return convert_checkpoint(source, place, **options, progress=progress).left_out
 
         return self._created(write, size_bytes, progress, experiment_name="", checkpoint_id="")
 
     def _created(
-        self, write: Callable[[str], Sequence[str]], size_bytes: int, progress: Progress, **facts: str
+        self, write: Callable[[str, Progress], Sequence[str]], size_bytes: int, progress: Progress, **facts: str
     ) -> Export:
         """Make an export of what ``write`` writes into the folder that it is given; it returns what it leaves out."""
-        if self.folders.size_bytes() + size_bytes > self._most_bytes:
-            raise StorageFullError(
-                "this and the other exports are larger than the server allows",
-                expected=f"at most {size_text(self._most_bytes)} together",
-                hint="Exports go a day after they were made.",
-            )
+        most_bytes = self._most_bytes - self.folders.size_bytes()
+        if size_bytes > most_bytes:
+            raise self._too_large()
         require_room(self._root, size_bytes)
         export_id = self.folders.create()
         try:
             folder = self.folders.path(export_id)
-            left_out = write(f"{folder / 'files'}/")
+            left_out = write(f"{folder / 'files'}/", self._bounded(progress, folder, size_bytes, most_bytes))
             files = _digested(folder / "files", progress)
             export = Export(export_id=export_id, **facts, files=files, left_out=tuple(left_out))
             open_store(str(folder)).put(_RECORD, export.model_dump_json().encode())
@@ -87,6 +85,33 @@ class Exports:
             self.folders.remove(export_id)
             raise
         return export
+
+    def _bounded(self, progress: Progress, folder: Path, size_bytes: int, most_bytes: int) -> Progress:
+        """Return ``progress`` that ends what becomes too large: a small file can describe a tensor of any size.
+
+        What is larger than it was said to become leaves a tenth of the room on the disk to others.
+        """
+        kept_bytes = free_bytes(folder) // 10
+        unseen_bytes = 0
+
+        def bounded(written_bytes: int) -> object:
+            nonlocal unseen_bytes
+            unseen_bytes += written_bytes
+            if unseen_bytes >= _BYTES_BETWEEN_LOOKS:
+                unseen_bytes = 0
+                there = size_of(folder)
+                if there > most_bytes or (there > size_bytes and free_bytes(folder) < kept_bytes):
+                    raise self._too_large()
+            return progress(written_bytes)
+
+        return bounded
+
+    def _too_large(self) -> StorageFullError:
+        return StorageFullError(
+            "this and the other exports are larger than the server allows",
+            expected=f"at most {size_text(self._most_bytes)} together, and room on its disk",
+            hint="Exports go a day after they were made.",
+        )
 
     def get(self, export_id: str) -> Export:
         """Return an export. Raises :class:`~ckpt_lib.errors.ExportNotFoundError`."""

@@ -94,7 +94,7 @@ class KeptFolders:
 
     def size_bytes(self) -> int:
         """Return what all files take."""
-        return sum(found.st_size for folder in self._paths() for found in _files_below(folder))
+        return sum(map(size_of, self._paths()))
 
     def _paths(self) -> list[Path]:
         return list(self._folder.iterdir()) if self._folder.is_dir() else []
@@ -104,16 +104,25 @@ def require_room(folder: Path, size_bytes: int, *, promised_bytes: int = 0) -> N
     """Raise :class:`~ckpt_lib.errors.StorageFullError` if the disk of ``folder`` has no room for so many bytes, beside
     those that others were promised.
     """
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    free_bytes = shutil.disk_usage(parent).free
-    if size_bytes + promised_bytes > free_bytes:
+    if size_bytes + promised_bytes > (free := free_bytes(folder)):
         promised = f", of which {size_text(promised_bytes)} are for others" if promised_bytes else ""
         raise StorageFullError(
             "the server has no room for the file",
             expected=size_text(size_bytes),
-            got=f"{size_text(free_bytes)} free{promised}",
+            got=f"{size_text(free)} free{promised}",
             hint="Ask for space on the disk of its transfers folder.",
         )
+
+
+def free_bytes(folder: Path) -> int:
+    """Return how much room is left on the disk of a folder, or of the one that it will lie in."""
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(parent).free
+
+
+def size_of(folder: Path) -> int:
+    """Return what all files below a folder take."""
+    return sum(found.st_size for found in _files_below(folder))
 
 
 def _changed_at(folder: Path) -> float:

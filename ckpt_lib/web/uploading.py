@@ -40,7 +40,9 @@ _CREATES = refusals(
         507: "There is no room for the file.",
     }
 )
-_NO_UPLOAD = refusals({404: "There is no such upload: it was imported or deleted, or has expired."})
+_NO_UPLOAD = refusals(
+    {404: "There is no such upload: it was imported or deleted, has expired, or belongs to another token."}
+)
 _APPENDS = _NO_UPLOAD | refusals(
     {
         409: "The upload goes on at another byte.",

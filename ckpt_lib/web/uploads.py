@@ -53,6 +53,8 @@ class Uploads:
         self.folders = KeptFolders(folder / "uploads", kept_seconds)
         self.imports = KeptFolders(folder / "imports", kept_seconds)
         self._creating = threading.Lock()
+        self._records: dict[str, Upload] = {}
+        """Those that were read to know what there is; none changes."""
 
     def create(self, name: str, size_bytes: int, sha256: str, who: str) -> Upload:
         """Begin an upload.
@@ -68,15 +70,16 @@ class Uploads:
                 got=shown(name),
             )
         with self._creating:  # one after the other, so that no two take the same room
-            self._require_room(size_bytes)
+            self._require_room(size_bytes, who)
             return self._created(name, size_bytes, sha256, who)
 
-    def _require_room(self, size_bytes: int) -> None:
+    def _require_room(self, size_bytes: int, who: str) -> None:
         known = self._known()
-        if len(known) >= MOST_UPLOADS:
+        most_each = max(1, MOST_UPLOADS // 2)
+        if len(known) >= MOST_UPLOADS or sum(upload.who == who for upload in known) >= most_each:
             raise LimitError(
                 "there are too many uploads",
-                expected=f"at most {MOST_UPLOADS:,}",
+                expected=f"at most {MOST_UPLOADS:,} in all, and {most_each:,} of one token",
                 hint="Import some, or DELETE them.",
                 retry_seconds=60,
             )
@@ -250,13 +253,12 @@ class Uploads:
                 ) from error
 
     def _known(self) -> list[Upload]:
-        found = []
+        found = {}
         for name in self.folders.names():
-            try:
-                found.append(self.get(name))
-            except UploadNotFoundError:  # being created, or removed
-                continue
-        return found
+            with suppress(UploadNotFoundError):  # being created, or removed
+                found[name] = self._records.get(name) or self.get(name)
+        self._records = found
+        return list(found.values())
 
     @contextmanager
     def _locked(self, upload: Upload) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,3 +134,27 @@ def test_no_token_holds_all_places(conversions: Conversions, transfers: Transfer
     ended(conversions, started[-1])
     conversions.start([upload_id], WANTED, "me")
     conversions.close()
+
+
+def test_a_small_file_does_not_become_a_large_one(settings: ServerSettings, tmp_path: Path) -> None:
+    """A tensor of one stored number is as large as its shape says: it ends at the limit, and leaves nothing."""
+    torch.save({"model": {"w": torch.zeros(1).expand(4 * 2**20)}}, tmp_path / "script.pt")
+    transfers = Transfers(settings.model_copy(update={"max_transfer_bytes": 4 * 2**20}))
+    conversions = Conversions(transfers)
+    found = ended(conversions, conversions.start([uploaded(transfers, tmp_path / "script.pt")], WANTED, "me"))
+    assert (found.state, "larger than the server allows" in found.reason) == ("failed", True)
+    assert found.done_bytes < 2**24
+    assert transfers.exports.folders.names() == []
+
+
+def test_a_conversion_leaves_room_on_the_disk(
+    transfers: Transfers, conversions: Conversions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that becomes larger than its file leaves a tenth of what was free."""
+    torch.save({"model": {"w": torch.zeros(1).expand(4 * 2**20)}}, tmp_path / "script.pt")
+    upload_id = uploaded(transfers, tmp_path / "script.pt")
+    free = iter([2**40, 2**40, *[2**30] * 100])
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=next(free)))
+    found = ended(conversions, conversions.start([upload_id], WANTED, "me"))
+    assert (found.state, "room on its disk" in found.reason) == ("failed", True)

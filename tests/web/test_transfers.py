@@ -25,10 +25,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager, inspect_checkpoint
-from ckpt_lib.errors import ExportNotFoundError, StorePermissionError, UploadConflictError, UploadNotFoundError
+from ckpt_lib.errors import (
+    ExportNotFoundError,
+    LimitError,
+    StorePermissionError,
+    UploadConflictError,
+    UploadNotFoundError,
+)
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.tokens import TokenFile
 from ckpt_lib.web.transfers import Transfers
+from ckpt_lib.web.uploads import Upload
 from tests.cli.running import on_posix
 from tests.web.running import ended, served, wait_for
 
@@ -205,6 +212,30 @@ def test_no_upload_becomes_larger_than_it_said(client: httpx.Client) -> None:
     assert client.get("/uploads/..%2f..").status_code in {404, 422}
     options = client.options("/uploads")
     assert (options.status_code, options.headers["tus-version"]) == (204, "1.0.0")
+
+
+def test_an_upload_belongs_to_the_token_that_began_it(settings: ServerSettings, tmp_path: Path) -> None:
+    """Jobs show which uploads they import; to another token that may write, they are not there."""
+    texts = {name: TokenFile(tmp_path / "tokens.json").create(name, "delete") for name in ("mine", "other")}
+    data = of_torch(tmp_path)
+    with served(settings.model_copy(update={"tokens_path": tmp_path / "tokens.json"})) as client:
+        mine, other = ({"Authorization": f"Bearer {texts[name]}"} for name in ("mine", "other"))
+        client.headers.update(mine)
+        upload_id = upload(client, data)
+        place, body = f"/uploads/{upload_id}", {"operation": "import", "uploads": [upload_id]}
+        for answer in (
+            client.get(place, headers=other),
+            client.head(place, headers=other),
+            client.delete(place, headers=other),
+            client.patch(place, content=b"", headers={**other, **TYPE, "Upload-Offset": str(len(data))}),
+            client.post(JOBS, json=body, headers=other),
+        ):
+            assert answer.status_code == 404
+        begun = begin(client, data).json()["upload_id"]
+        refused = client.post(JOBS, json={"operation": "import", "uploads": [begun]}, headers=other)
+        assert (refused.status_code, "model.pt" in refused.text) == (404, False)
+        assert client.get(place).json()["offset_bytes"] == len(data)
+        assert imported(client, upload_id)["state"] == "succeeded"
 
 
 def test_requests_at_once_mix_nothing_up(settings: ServerSettings) -> None:
@@ -462,6 +493,26 @@ def test_the_number_of_uploads_is_limited(client: httpx.Client, monkeypatch: pyt
     refused = begin(client, b"x")
     assert (refused.status_code, refused.json()["type"]) == (429, "LimitError")
     assert refused.headers["retry-after"] == "60"
+
+
+def test_no_token_begins_all_uploads(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets half of them; what is removed counts no more. Each record is read once, however many begin."""
+    monkeypatch.setattr("ckpt_lib.web.uploads.MOST_UPLOADS", 6)
+    uploads = Transfers(settings).uploads
+    get, read = uploads.get, []
+
+    def noted(upload_id: str) -> Upload:
+        read.append(upload_id)
+        return get(upload_id)
+
+    monkeypatch.setattr(uploads, "get", noted)
+    begun = [uploads.create("model.pt", 1, "0" * 64, "me") for _ in range(3)]
+    with pytest.raises(LimitError, match="3 of one token"):
+        uploads.create("model.pt", 1, "0" * 64, "me")
+    uploads.create("model.pt", 1, "0" * 64, "other")
+    assert sorted(read) == sorted(upload.upload_id for upload in begun)
+    uploads.remove(begun[0].upload_id)
+    uploads.create("model.pt", 1, "0" * 64, "me")
 
 
 def test_what_is_deleted_meanwhile_is_not_there(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
