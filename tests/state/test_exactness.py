@@ -110,7 +110,7 @@ def test_values_that_do_not_fit_are_told(
     empty = torch.zeros(1, dtype=into)
     target = Holder(empty if stored.layout is torch.strided else empty.to_sparse())
     if differs:
-        with pytest.raises(StateMismatchError, match=r"exactly: n\."):
+        with pytest.raises(StateMismatchError, match=r"exactly: n;"):
             manager.resume(target, require_exact=True)
         assert not target.n.to_dense().to(torch.float64).any()
     else:

@@ -318,7 +318,7 @@ def test_names_need_a_model(manager: CheckpointManager, options: dict[str, Any])
 @pytest.mark.parametrize(
     ("saved", "target", "message"),
     [
-        (net(1, "a"), net(1, "b"), "not stored: b.bias, b.weight; not in the model: a.bias, a.weight. Build the model"),
+        (net(1, "a"), net(1, "b"), "not stored: b.bias, b.weight; not in the model: a.bias, a.weight; checkpoint"),
         (
             net(1, "a"),
             net(1, "b"),

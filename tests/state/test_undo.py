@@ -162,7 +162,7 @@ def test_an_object_that_cannot_be_loaded_is_no_obstacle(manager: CheckpointManag
     other.refuses = True
     torch.rand(3)
     generator = torch.get_rng_state()
-    with pytest.raises(StateMismatchError, match=r"other refused.*: cannot load\. Nothing was changed"):
+    with pytest.raises(StateMismatchError, match=r"other refused.*: cannot load; checkpoint .*Nothing was changed"):
         manager.load_checkpoint(state=state)
     assert (state.others["averaged"].weight == 7).all()  # type: ignore[attr-defined]
     assert torch.equal(torch.get_rng_state(), generator)
