@@ -24,6 +24,8 @@ from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.uploads import Upload, Uploads
 
 VERSION = "1.0.0"
+_ONLY_VERSION = f"^{re.escape(VERSION)}$"
+"""As a pattern: the generators of clients take no constant in a header."""
 MEDIA_TYPE = "application/offset+octet-stream"
 _BLOCK_BYTES = 2**20
 _SHA256 = re.compile(r"(?:^|,)\s*sha-256=:([A-Za-z0-9+/]{43}=):\s*(?:$|,|;)")
@@ -55,7 +57,7 @@ _APPENDS = _NO_UPLOAD | refusals(
 
 def _check_version(
     tus_resumable: Annotated[
-        str, Header(description="The version of tus, if it is given.", json_schema_extra={"const": VERSION})
+        str, Header(description="The version of tus, if it is given.", json_schema_extra={"pattern": _ONLY_VERSION})
     ] = VERSION,
 ) -> None:
     if tus_resumable != VERSION:
