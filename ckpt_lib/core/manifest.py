@@ -288,6 +288,11 @@ class Manifest(CheckpointFields, Record):
         return sum(file.size_bytes for file in self.files)
 
     @property
+    def file_size(self) -> int:
+        """What lists call ``size_bytes``."""
+        return self.size_bytes
+
+    @property
     def plain_size_bytes(self) -> int:
         """The size of all files before compression."""
         return sum(file.plain_size_bytes for file in self.files)

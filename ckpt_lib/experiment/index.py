@@ -52,11 +52,15 @@ class Index:
         self._experiment_name = experiment_name
         self._read = read
         self._stored = stored
+        self.listing = threading.RLock()
+        """Of many threads that find the last listing outdated, the one that holds this lists anew."""
         self._lock = threading.Lock()
         self._asking = threading.Lock()
         self._found: dict[str, tuple[str, Item]] = {}
         self._last: View | None = None
         self._last_version: str | None = None
+        self._last_overview: tuple[View, ExperimentOverview] | None = None
+        self._listed_seconds = 0.0
         self._listing_seconds = 0.0
         self._fresh_until = 0.0
         self._largest = 0
@@ -81,7 +85,7 @@ class Index:
             items = [item for _, item in self._found.values()]
             started = time.monotonic()
             self._last = view_of(items, entries, self._below(items), self._path)
-            self._last_version = folder_version
+            self._last_version, self._listed_seconds = folder_version, listed_seconds  # once the view is there
             self._listing_seconds += time.monotonic() - started
             self._note_all(self._last)
             if self._stored:
@@ -95,9 +99,26 @@ class Index:
 
         A file that was altered in place leaves the folder's version as it was.
         """
-        view, version = self._last, self._last_version
-        is_unchanged = view is not None and version is not None and version == self.folder_version()
-        return view if view is not None and is_unchanged else self.view()
+        version = self.folder_version()
+        if version is not None and (view := self.view_at(version)) is not None:
+            return view
+        with self.listing:
+            version = self.folder_version()
+            return (None if version is None else self.view_at(version)) or self.view()
+
+    def view_at(self, version: str) -> View | None:
+        """Return the last listing if the folder had this version when it began."""
+        return self._last if self._last_version == version else None
+
+    def overview_at(self, version: str) -> ExperimentOverview | None:
+        """Return what there is in a few numbers, by the last listing if the folder had this version when it began."""
+        view = self.view_at(version)
+        if view is None:
+            return None
+        known = self._last_overview
+        if known is None or known[0] is not view:
+            self._last_overview = known = view, overview_of(view, self._experiment_name, self._listed_seconds)
+        return known[1]
 
     def folder_version(self) -> str | None:
         """Return the version of the folder, where the store tells it and the records are kept by the database."""

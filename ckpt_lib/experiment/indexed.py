@@ -1,9 +1,11 @@
-"""``Indexed``: questions about one folder that the database answers without reading all of it."""
+"""``Indexed``: questions about one folder that are answered without reading all of it."""
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from ckpt_lib.core.manifest import Manifest
@@ -11,16 +13,45 @@ from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.layout import manifest_name
 from ckpt_lib.experiment.stored_index import StoredIndex
+from ckpt_lib.experiment.view import View
 from ckpt_lib.index.listing import Found, Known
 from ckpt_lib.index.overview import ExperimentOverview
-from ckpt_lib.index.selection import Selection
+from ckpt_lib.index.selection import Selection, ordered_from, part_of
 from ckpt_lib.store.base import Store
 
 T = TypeVar("T")
 
+_ORDERS_KEPT = 8
+_LISTS_BEFORE_ALL_IS_READ = 8
+"""A process that asks for so many lists is answered from memory sooner than by the database, whatever reading takes."""
+
+
+class Orders:
+    """What was asked for of one view, all of it and in its order: each page of a list asks again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._view: View | None = None
+        self._known: OrderedDict[Selection, list[Manifest]] = OrderedDict()
+
+    def of(self, view: View, selection: Selection) -> list[Manifest]:
+        """Return all pages of a list. Raises as :func:`~ckpt_lib.index.selection.select`."""
+        asked = replace(selection, after=None, limit=None)
+        with self._lock:
+            if view is not self._view:
+                self._view = view
+                self._known.clear()
+            if asked in self._known:
+                self._known.move_to_end(asked)
+                return self._known[asked]
+            found = self._known[asked] = ordered_from(view.usable, asked)
+            if len(self._known) > _ORDERS_KEPT:
+                self._known.popitem(last=False)
+            return found
+
 
 class Indexed:
-    """The answers of the database about one folder. Threads may share it.
+    """The answers about one folder of what this process has listed, or else of the database. Threads may share it.
 
     Each is as new as a listing would be: the folder's version shows whether anything was written since the database
     took it in, and then it is brought up to date first. Every method returns ``None`` where a listing has to answer: in
@@ -32,15 +63,16 @@ class Indexed:
         self._path = path
         self._index = index
         self._stored = stored
-        self._syncing = threading.Lock()
+        self._orders = Orders()
+        self._lists_by_database = 0
 
     def find(self, selection: Selection) -> list[CheckpointMetadata] | None:
         """Return the checkpoints that are meant, in their order. Raises as :func:`~ckpt_lib.index.selection.select`."""
-        return self._ask(lambda stored, version: self._described(stored.find(version, selection)))
+        return self._ask(lambda stored, version: self._find(stored, version, selection))
 
     def overview(self) -> ExperimentOverview | None:
         """Return what there is in a few numbers, with the best and the latest."""
-        return self._ask(lambda stored, version: stored.overview(version))
+        return self._ask(lambda stored, version: self._index.overview_at(version) or stored.overview(version))
 
     def _ask(self, question: Callable[[StoredIndex, str], T | None]) -> T | None:
         stored = self._stored
@@ -50,15 +82,42 @@ class Indexed:
             return None
         if (answer := question(stored, version)) is not None:
             return answer
-        with self._syncing:  # of many threads that find the database outdated, one brings it up to date
+        with self._index.listing:
             if (answer := self._answer(stored, question)) is None:
-                self._index.sync()
+                self._list_anew()
                 answer = self._answer(stored, question)
             return answer
 
     def _answer(self, stored: StoredIndex, question: Callable[[StoredIndex, str], T | None]) -> T | None:
         version = self._index.folder_version()
         return None if version is None else question(stored, version)
+
+    def _list_anew(self) -> None:
+        """List the folder. A process that has done so before has no need of the database to know of it."""
+        if self._index.last is None:
+            self._index.sync()
+        else:
+            self._index.view()
+
+    def _find(self, stored: StoredIndex, version: str, selection: Selection) -> list[CheckpointMetadata] | None:
+        view = self._index.view_at(version)
+        if view is None and self._lists_by_database >= _LISTS_BEFORE_ALL_IS_READ:
+            view = self._index.unchanged_view()
+        if view is not None:
+            return self._part_of(view, selection)
+        self._lists_by_database += 1
+        return self._described(stored.find(version, selection))
+
+    def _part_of(self, view: View, selection: Selection) -> list[CheckpointMetadata] | None:
+        """Describe what is meant; ``None`` if a record was altered in place, which leaves the folder's version."""
+        found = part_of(self._orders.of(view, selection), selection)
+        if not all(map(self._index.is_unchanged, found)):
+            return None
+        latest = view.usable[-1] if view.usable else None
+        return [
+            item.describe(is_best=item is view.best, is_latest=item is latest, is_complete=self._is_complete(item))
+            for item in found
+        ]
 
     def _described(self, found: Found | None) -> list[CheckpointMetadata] | None:
         """Describe what was found; ``None`` if a record was altered in place, which leaves the folder's version."""

@@ -273,7 +273,8 @@ class Catalogue:
                 expected="more of the id",
                 got=listed([item.checkpoint_id for item in matching], most=5),
             )
-        return list(reversed(manifests[: manifests.index(matching[0]) + 1])) if matching else []
+        begins = next((at for at, item in enumerate(manifests) if item is matching[0]), -1) if matching else -1
+        return list(reversed(manifests[: begins + 1]))
 
     def _first(self, manifests: Iterable[Manifest]) -> Manifest | None:
         return next((manifest for manifest in manifests if not self._is_deleted(manifest)), None)

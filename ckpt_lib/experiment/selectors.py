@@ -71,12 +71,15 @@ class Selector:
         if self.is_id:
             return [manifest for manifest in manifests if manifest.checkpoint_id == self.name]
         match = _SHORT_ID.fullmatch(self.name)
-        return [manifest for manifest in manifests if match and _is_short_for(match, manifest.checkpoint_id)]
+        if match is None:
+            return []
+        epoch = f"{int(match[1])}_"  # to take thousands of ids apart takes a while
+        return [item for item in manifests if epoch in item.checkpoint_id and _is_short_for(match, item.checkpoint_id)]
 
 
 def _is_short_for(match: re.Match[str], checkpoint_id: str) -> bool:
     epoch, step, rest = match.groups()
-    _, _, found_epoch, _, found_step, found_rest = checkpoint_id.split("_", 5)  # to parse thousands takes a while
+    _, _, found_epoch, _, found_step, found_rest = checkpoint_id.split("_", 5)
     return (
         int(found_epoch) == int(epoch)
         and (step is None or int(found_step) == int(step))

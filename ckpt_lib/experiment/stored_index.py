@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from ckpt_lib.core.manifest import Claim, Manifest
-from ckpt_lib.errors import NotAStoreError
+from ckpt_lib.errors import CheckpointError, NotAStoreError
 from ckpt_lib.experiment.view import View
 from ckpt_lib.index.listing import FolderKey, Found, Known, Listing
 from ckpt_lib.index.overview import ExperimentOverview
@@ -67,7 +67,7 @@ class StoredIndex:
     def note(
         self,
         view: View,
-        versions: Mapping[str, tuple[str, object]],
+        versions: Mapping[str, tuple[str, Manifest | Claim | CheckpointError]],
         listed_seconds: float,
         folder_version: str | None,
         *,
@@ -77,17 +77,16 @@ class StoredIndex:
         if not self.is_kept:
             return
         complete = {manifest.checkpoint_id for manifest in view.whole}
-        records = {
-            checkpoint_id: Known(version, item, checkpoint_id in complete)
-            for checkpoint_id, (version, item) in versions.items()
-            if isinstance(item, Manifest | Claim)
+        readable = {
+            name: (version, item) for name, (version, item) in versions.items() if isinstance(item, Manifest | Claim)
         }
-        before, now = self._noted or {}, _noted_of(records)
-        new_count = len(before.items() ^ now.items())
-        if is_wanted or new_count >= WORTH_ASKING:
-            overview = overview_of(view, self._experiment_name, listed_seconds)
-            if self._database.note(self._key, Listing(listed_seconds, folder_version, records, overview)):
-                self._noted = now
+        before, now = self._noted or {}, {name: (version, name in complete) for name, (version, _) in readable.items()}
+        if not is_wanted and len(before.items() ^ now.items()) < WORTH_ASKING:
+            return
+        records = {name: Known(version, item, name in complete) for name, (version, item) in readable.items()}
+        overview = overview_of(view, self._experiment_name, listed_seconds)
+        if self._database.note(self._key, Listing(listed_seconds, folder_version, records, overview)):
+            self._noted = now
 
     def find(self, folder_version: str, selection: Selection) -> Found | None:
         """Return the records that are meant; ``None`` unless the database knows the folder as of this version."""

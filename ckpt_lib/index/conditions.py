@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import ByteSize, TypeAdapter
 
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.wording import briefly
 from ckpt_lib.errors import ConfigError
@@ -156,7 +157,7 @@ class Condition:
         """The metric that is asked about; ``None`` where it is another fact."""
         return None if self.name in _FACTS else self.name.removeprefix(_METRIC_PREFIX)
 
-    def holds(self, checkpoint: CheckpointMetadata) -> bool:
+    def holds(self, checkpoint: CheckpointMetadata | Manifest) -> bool:
         """Tell whether a checkpoint meets it."""
         found = getattr(checkpoint, self.name) if self.metric is None else checkpoint.metrics.get(self.metric)
         if isinstance(self.value, str):

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError
@@ -27,7 +28,7 @@ def microseconds_of(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
-def value_of(checkpoint: CheckpointMetadata, sort_by: str) -> Any:
+def value_of(checkpoint: CheckpointMetadata | Manifest, sort_by: str) -> Any:
     """Return what a checkpoint is ordered by before the order of saving is asked; ``None`` for nothing comparable."""
     if sort_by == "sequence":
         return 0  # across experiments it says nothing, and within one it is the order of saving
@@ -65,7 +66,7 @@ class Place:
     microseconds: int
 
     @classmethod
-    def of(cls, checkpoint: CheckpointMetadata, sort_by: str, *, in_all: bool = False) -> Self:
+    def of(cls, checkpoint: CheckpointMetadata | Manifest, sort_by: str, *, in_all: bool = False) -> Self:
         """Return the place of a checkpoint in a list of one experiment or, with ``in_all``, of all."""
         return cls(
             sort_by=sort_by,
@@ -81,7 +82,7 @@ class Place:
         """What the checkpoint of this place is called in its list."""
         return f"{self.experiment}/{self.checkpoint_id}" if self.experiment else self.checkpoint_id
 
-    def precedes(self, checkpoint: CheckpointMetadata, *, descending: bool) -> bool:
+    def precedes(self, checkpoint: CheckpointMetadata | Manifest, *, descending: bool) -> bool:
         """Tell whether a checkpoint comes after this place. What cannot be compared comes last either way."""
         other = Place.of(checkpoint, self.sort_by, in_all=bool(self.experiment))
         if (self.value is None) != (other.value is None):

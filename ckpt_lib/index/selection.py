@@ -5,8 +5,9 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata, check_count
 from ckpt_lib.core.names import check_tags
 from ckpt_lib.core.wording import did_you_mean, shown
@@ -14,6 +15,8 @@ from ckpt_lib.errors import CheckpointNotFoundError, ConfigError, UnknownMetricE
 from ckpt_lib.index.conditions import Condition, conditions_of
 from ckpt_lib.index.places import SORTABLE, Place, after_of, value_of
 from ckpt_lib.policies.ranking import HasMetrics
+
+C = TypeVar("C", bound=CheckpointMetadata | Manifest)
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,13 @@ def select(checkpoints: Sequence[CheckpointMetadata], **asked: Any) -> list[Chec
     return select_from(checkpoints, Selection.of(**asked))
 
 
-def select_from(checkpoints: Sequence[CheckpointMetadata], selection: Selection) -> list[CheckpointMetadata]:
+def select_from(checkpoints: Sequence[C], selection: Selection) -> list[C]:
     """Return what :func:`select` does; ``checkpoints`` are in the order of saving."""
+    return part_of(ordered_from(checkpoints, selection), selection)
+
+
+def ordered_from(checkpoints: Sequence[C], selection: Selection) -> list[C]:
+    """Return the checkpoints that are meant, in their order: all of the pages."""
     for metric in selection.metrics:
         check_metric_is_known(metric, checkpoints)
     found = [
@@ -98,12 +106,20 @@ def select_from(checkpoints: Sequence[CheckpointMetadata], selection: Selection)
         for checkpoint in checkpoints
         if all(condition.holds(checkpoint) for condition in selection.where)
         and selection.tags <= set(checkpoint.tags)
-        and selection.search in searched_text((checkpoint.checkpoint_id, checkpoint.description, *checkpoint.tags))
+        and (not selection.search or selection.search in searched_text(_texts_of(checkpoint)))
     ]
-    ordered = _sorted(found, selection)
+    return _sorted(found, selection)
+
+
+def part_of(ordered: list[C], selection: Selection) -> list[C]:
+    """Return the page that is meant."""
     if selection.after is not None:
         ordered = _following(ordered, selection.after, descending=selection.descending)
     return ordered if selection.limit is None else ordered[: selection.limit]
+
+
+def _texts_of(checkpoint: CheckpointMetadata | Manifest) -> tuple[str, ...]:
+    return checkpoint.checkpoint_id, checkpoint.description, *checkpoint.tags
 
 
 def searched_text(texts: Sequence[str]) -> str:
@@ -111,7 +127,7 @@ def searched_text(texts: Sequence[str]) -> str:
     return unicodedata.normalize("NFC", "\n".join(texts)).casefold()
 
 
-def _sorted(found: list[CheckpointMetadata], selection: Selection) -> list[CheckpointMetadata]:
+def _sorted(found: list[C], selection: Selection) -> list[C]:
     values = [value_of(item, selection.sort_by) for item in found]
     positions = range(len(found))
     comparable = [at for at in positions if values[at] is not None]
@@ -120,11 +136,11 @@ def _sorted(found: list[CheckpointMetadata], selection: Selection) -> list[Check
     return [found[at] for at in (*ordered, *others)]
 
 
-def _following(ordered: list[CheckpointMetadata], after: str | Place, *, descending: bool) -> list[CheckpointMetadata]:
+def _following(ordered: list[C], after: str | Place, *, descending: bool) -> list[C]:
     """Return what follows a checkpoint; by its place, for several may have one value."""
-    name = after.name if isinstance(after, Place) else after
+    experiment, _, checkpoint_id = (after.name if isinstance(after, Place) else after).rpartition("/")
     for position, checkpoint in enumerate(ordered):
-        if name in (checkpoint.checkpoint_id, f"{checkpoint.experiment_name}/{checkpoint.checkpoint_id}"):
+        if checkpoint.checkpoint_id == checkpoint_id and experiment in ("", checkpoint.experiment_name):
             return ordered[position + 1 :]
     if isinstance(after, Place):
         return [checkpoint for checkpoint in ordered if after.precedes(checkpoint, descending=descending)]

@@ -27,7 +27,7 @@ from ckpt_lib.page.rendering import Renderer, Updates
 from ckpt_lib.page.run_requests import RunRequests
 from ckpt_lib.page.setup import FIELDS, config_texts
 from ckpt_lib.page.style import CSS, HEAD, theme
-from ckpt_lib.page.view import View
+from ckpt_lib.page.view import CurrentView, View
 from ckpt_lib.web.app import PREFIX
 from ckpt_lib.web.gate import PAGE_PATH
 from ckpt_lib.web.page_gate import PageGate
@@ -114,7 +114,7 @@ class Page:
     def _all_components(self) -> list[Any]:
         layout = self._layout
         return [
-            *(layout.view, layout.timer, layout.header, layout.notice, layout.running, layout.tabs),
+            *(layout.timer, layout.header, layout.notice, layout.running, layout.tabs),
             *layout.screens.values(),
             *(layout.finders, layout.find_text, layout.find_where),
             *(layout.filters, layout.search, layout.where),
@@ -156,7 +156,7 @@ class Page:
         )
         self._on(layout.compared.submit, self._compare, [layout.compared])
         self._on(layout.preview.click, self._preview, [layout.keep])
-        self._on(layout.timer.tick, self._tick, keeps_notice=True)
+        self._on(layout.timer.tick, self._tick, by_clock=True)
         options = [layout.setup_experiment, *layout.setup_fields.values()]
         for option in options:
             self._on(
@@ -175,15 +175,21 @@ class Page:
         *,
         more_outputs: list[Any] | None = None,
         trigger_mode: str = "multiple",
-        keeps_notice: bool = False,
+        by_clock: bool = False,
     ) -> None:
-        """Call a handler with the view and the values of ``inputs``; what it raises becomes a notice."""
-        before: Updates = {} if keeps_notice else {self._layout.notice: ""}
+        """Call a handler with the view and the values of ``inputs``; what it raises becomes a notice.
 
-        def handle(request: gr.Request, data: gr.EventData, view: View, *values: Any) -> Updates:
+        An event of the clock keeps the notice, and does not wait for one of a person.
+        """
+        before: Updates = {} if by_clock else {self._layout.notice: ""}
+
+        def handle(request: gr.Request, data: gr.EventData, current: CurrentView, *values: Any) -> Updates:
+            if not current.lock.acquire(blocking=not by_clock):
+                return {}
             try:
                 self._desk.check(request, "read")
-                return {**before, **handler(request, data, view, *values)}
+                # Of two quick clicks, the second begins where the first has led.
+                return {**before, **self._moved(current, handler(request, data, current.view, *values))}
             except (CheckpointError, PermissionError) as error:
                 return {self._layout.notice: str(_notice_of(error))}
             except Exception as error:
@@ -192,16 +198,26 @@ class Page:
                     f"The page failed: {type(error).__name__}.", hint="The server's log says why.", is_error=True
                 )
                 return {self._layout.notice: str(told)}
+            finally:
+                current.lock.release()
 
         event(
             handle,
-            [self._layout.view, *(inputs or [])],
+            [self._layout.current, *(inputs or [])],
             [*self._outputs, *(more_outputs or [])],
             queue=False,
             show_progress="hidden",
             trigger_mode=trigger_mode,
             api_visibility="private",
         )
+
+    def _moved(self, current: CurrentView, updates: Updates) -> Updates:
+        """Keep the view that ``updates`` hold, and return the rest."""
+        view = updates.pop(self._layout.current, current.view)
+        if view.selected != current.view.selected:
+            updates[self._layout.compared] = ", ".join(view.selected)
+        current.view = view
+        return updates
 
     def _shown(self, request: gr.Request, view: View, told: Markup | None = None) -> Updates:
         said: Updates = {self._layout.notice: str(told)} if told else {}
@@ -290,7 +306,7 @@ class Page:
         if self._desk.has_work(view):
             return self._renderer.jobs(request, view)
         updates = self._shown(request, view)  # a job has ended: what is shown may be out of date
-        typed = (self._layout.edit_tags, self._layout.edit_description, self._layout.compared, self._layout.keep)
+        typed = (self._layout.edit_tags, self._layout.edit_description)
         return {component: update for component, update in updates.items() if component not in typed}
 
     def _set_up(self, _: gr.Request, __: gr.EventData, _view: View, experiment: str, *values: Any) -> Updates:

@@ -7,7 +7,7 @@ import gradio as gr
 from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.page.chooser import chooser
 from ckpt_lib.page.setup import FIELDS, config_texts, field_of
-from ckpt_lib.page.view import View
+from ckpt_lib.page.view import CurrentView
 
 TABS = {
     "experiments": "Experiments",
@@ -75,8 +75,8 @@ class Layout:
     """The components of the page."""
 
     def __init__(self, config: CheckpointConfig) -> None:
-        self._store = config.checkpoint_dir
-        self.view = gr.State(View())
+        self._config = config
+        self.current = gr.State(CurrentView())
         self.timer = gr.Timer(1.0, active=False)
         self.header = screen("ck-header")
         self.notice = screen("ck-notice")
@@ -151,7 +151,8 @@ class Layout:
 
     def _add_cleanup(self) -> None:
         with gr.Row(elem_classes="ck-filters"):
-            self.keep = gr.Number(label="Keep the best and the newest, at most", precision=0, minimum=0, value=10)
+            most = self._config.max_checkpoints
+            self.keep = gr.Number(label="Keep the best and the newest, at most", precision=0, minimum=0, value=most)
             self.preview = gr.Button("Show what would go", elem_classes="ck-go")
 
     def _add_files(self) -> None:
@@ -175,13 +176,13 @@ class Layout:
         self.file_results = screen("ck-file-results")
 
     def _add_setup(self) -> None:
-        default = CheckpointConfig(checkpoint_dir=self._store)
+        default = CheckpointConfig(checkpoint_dir=self._config.checkpoint_dir)
         with gr.Row(elem_classes="ck-form"):
             self.setup_experiment = gr.Textbox(label="Experiment", value="my_experiment", max_lines=1)
             self.setup_fields = {name: field_of(name, default) for name in FIELDS}
 
     def _add_below_setup(self) -> None:
-        yaml_text, python_text = config_texts({"checkpoint_dir": self._store}, "my_experiment")
+        yaml_text, python_text = config_texts({"checkpoint_dir": self._config.checkpoint_dir}, "my_experiment")
         with gr.Row():
             self.setup_yaml = gr.Code(yaml_text, label="config.yaml", language="yaml", interactive=False, min_width=300)
             self.setup_python = gr.Code(

@@ -43,7 +43,10 @@ class Renderer:
         self._layout = layout
 
     def render(self, request: gr.Request, view: View) -> Updates:
-        """Return what the components show. Raises what the library does; nothing is changed then."""
+        """Return what the components show, and the view that led to it in the place of the current one.
+
+        Raises what the library does; nothing is changed then.
+        """
         view = view if view.tab else view.with_(tab="experiments")
         found = overviews(self._desk.managers.config)
         names = [item.experiment_name for item in found]
@@ -51,7 +54,7 @@ class Renderer:
             view = view.of_experiment(_newest(found))
         layout = self._layout
         updates: Updates = {
-            layout.view: view,
+            layout.current: view,
             layout.header: str(self._header(request, view, names)),
             **self.jobs(request, view),
         }
@@ -220,8 +223,7 @@ class Renderer:
         }
 
     def _draw_compare(self, _: gr.Request, view: View, manager: CheckpointManager, __: ExperimentOverview) -> Updates:
-        shown = comparison_html(manager, view.selected)
-        return {self._layout.screens["compare"]: str(shown), self._layout.compared: ", ".join(view.selected)}
+        return {self._layout.screens["compare"]: str(comparison_html(manager, view.selected))}
 
     def _draw_summary(
         self, request: gr.Request, view: View, manager: CheckpointManager, overview: ExperimentOverview
@@ -249,12 +251,12 @@ class Renderer:
     def _draw_cleanup(
         self, request: gr.Request, view: View, manager: CheckpointManager, _: ExperimentOverview
     ) -> Updates:
-        layout, screen = self._layout, self._layout.screens["cleanup"]
+        screen = self._layout.screens["cleanup"]
         if view.planned is None:
             told = empty(
                 "See what a cleanup would remove before anything is.", "The newest, the best and pinned ones stay."
             )
-            return {screen: str(told), layout.keep: manager.config.max_checkpoints}
+            return {screen: str(told)}
         report = planned_cleanup(manager, view.planned)
         may_delete, time = self._desk.allows(request, "delete"), self._desk.trash_time
         return {screen: str(plan_html(report, time, may_delete=may_delete, is_asked=view.asked == "cleanup"))}

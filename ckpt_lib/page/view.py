@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -127,6 +128,18 @@ class View:
     def is_filtered(self) -> bool:
         """Tell whether the list leaves something out."""
         return bool(self.search or self.where or self.tags)
+
+
+class CurrentView:
+    """The view of one browser's page. One event after the other changes it, each from where the last one led."""
+
+    def __init__(self) -> None:
+        self.view = View()
+        self.lock = threading.Lock()
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        """Return the view of another page: Gradio makes each page's state from a copy of the first."""
+        return type(self)()
 
 
 def _conditions(text: str) -> list[str]:

@@ -9,6 +9,8 @@ from ckpt_lib.errors import ConfigError, InvalidNameError, VersionConflictError
 from ckpt_lib.store.base import ABSENT, Capabilities, Condition
 
 _FORBIDDEN = re.compile(r"[\\\x00-\x1f]")
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
+"""What most names are. A listing looks at thousands."""
 OWN_FOLDER = ".ckpt-tmp"
 """Folders of this name are the store's own: no key may lie in one, and no listing shows one."""
 MAX_PART_BYTES = 255
@@ -42,7 +44,14 @@ def check_prefix(prefix: str) -> tuple[str, ...]:
     return check_key(prefix.removesuffix("/")) if prefix else ()
 
 
+def is_part(name: str) -> bool:
+    """Tell whether a name without a slash may be part of a key."""
+    return _problem(name) is None
+
+
 def _problem(part: str) -> str | None:
+    if _PLAIN.fullmatch(part):
+        return None
     if part in {"", ".", ".."}:
         return "has an empty part, or one that is . or .."
     if part == OWN_FOLDER:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import closing
 
@@ -18,6 +20,11 @@ from ckpt_lib.web.settings import ServerSettings
 
 _SECONDS_TO_END = 10
 """A client that takes or sends nothing must not keep the server from ending; what it has sent is kept."""
+
+_SECONDS_OF_A_THREAD = 0.001
+"""After so long, a thread that computes makes way for one that waits. Listing a large folder waits for each file."""
+_SECONDS_IDLE = 75
+"""Longer than clients keep an idle connection, as httpx does for 5 s: a request on one that is being closed fails."""
 
 
 def run(
@@ -39,7 +46,18 @@ def run(
         jobs.open()  # before the address is announced
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         announce(f"http://{host}:{listener.getsockname()[1]}")
+        import os
+        import sys
+
+        sys.setswitchinterval(float(os.environ.get("SWI", "0.005")))
+        gc.freeze()  # what is there now stays: to look through it for garbage would hold up answers
         ApiServer(app).run(sockets=[listener])
+
+
+def _prefer_answers() -> None:
+    """Keep the threads of this process from holding up its answers for long."""
+    sys.setswitchinterval(_SECONDS_OF_A_THREAD)
+    gc.freeze()  # what is there now stays, and need not be looked through for garbage
 
 
 class ApiServer(uvicorn.Server):
@@ -52,6 +70,7 @@ class ApiServer(uvicorn.Server):
             ws="none",
             log_level="warning",
             timeout_graceful_shutdown=_SECONDS_TO_END,
+            timeout_keep_alive=_SECONDS_IDLE,
         )
         super().__init__(config)
         self._end_streams: list[Callable[[], None]] = app.state.end_streams
@@ -69,7 +88,9 @@ class ApiServer(uvicorn.Server):
 def _listener(settings: ServerSettings) -> socket.socket:
     try:
         family = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((settings.host, settings.port), family=family)
+        made = socket.create_server((settings.host, settings.port), family=family)
+        # Unless a socket says that it is of TCP, asyncio lets the system hold back the end of each answer for 40 ms.
+        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=made.detach())
     except OSError as error:
         raise ConfigError(
             f"the server cannot listen at {settings.host}, port {settings.port}: {error.strerror or error}",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.page.rendering import Renderer
 from tests.browser import stores
 from tests.browser.conftest import page_of
 from tests.browser.steps import chosen, field, go, opened, shown
@@ -139,6 +142,28 @@ def test_a_cleanup_is_shown_before_it_is_done(page: Page, damaged: str, manager:
     go(page, "Jobs")
     expect(page.get_by_role("row").filter(has_text="Clean up")).to_contain_text(f"{len(going)} checkpoints deleted")
     assert set(before) - set(manager.checkpoint_ids()) == going
+
+
+def test_quick_clicks_follow_each_other(
+    page: Page, damaged: str, manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is typed and clicked while a screen is still drawn counts: each event begins where the last one led."""
+    for name in ("epoch_7", "epoch_9"):
+        manager.repair_checkpoint(manager.get_checkpoint(name).checkpoint_id)
+    shown(page, damaged, "digits")
+    expect(page.locator(".ck-list")).to_be_visible()
+    draw, delays = Renderer._draw_cleanup, [2.0]
+
+    def draw_late(*args: Any) -> Any:
+        time.sleep(delays.pop() if delays else 0.0)
+        return draw(*args)
+
+    monkeypatch.setattr(Renderer, "_draw_cleanup", draw_late)
+    go(page, "Clean up")
+    field(page, "Keep the best").fill("2")
+    page.get_by_role("button", name="Show what would go").click()
+    expect(page.get_by_role("button", name=re.compile("^Delete .*…$"))).to_be_visible()
+    expect(field(page, "Keep the best")).to_have_value("2")
 
 
 def test_a_cleanup_that_finds_damage(page: Page, damaged: str, manager: CheckpointManager) -> None:

@@ -49,6 +49,15 @@ def test_a_connection_asks_for_something_in_time(
         assert is_ended(connection)
 
 
+def test_a_client_decides_when_an_idle_connection_ends(settings: ServerSettings) -> None:
+    """It stays for longer than clients keep one, so that none asks on a connection that is being closed."""
+    with served(settings) as client, connect(client, HEAD + b"\r\n") as connection:
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
+        time.sleep(6)
+        connection.sendall(HEAD + b"\r\n")
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
+
+
 def test_what_takes_its_time_is_left_alone(settings: ServerSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     """An upload whose request is there may pause for longer than a request may take to arrive."""
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.1)

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from ckpt_lib.errors import InvalidNameError, StorageFullError, VersionConflictError
 from ckpt_lib.store.base import ABSENT, Capabilities, Condition, Delete, Entry, Put
-from ckpt_lib.store.checks import OWN_FOLDER, check_delete, check_key, check_prefix, check_put
+from ckpt_lib.store.checks import OWN_FOLDER, check_delete, check_key, check_prefix, check_put, is_part
 from ckpt_lib.store.local.direct import Output
 from ckpt_lib.store.local.folder_lock import FolderLock, last_date, open_lock
 from ckpt_lib.store.local.folders import Folders, nearest
@@ -286,7 +286,7 @@ class LocalStore:
 
     def _entries(self, folder: Path, start: str, recursive: bool) -> Iterator[Entry]:
         for name, found in self._system.scan(folder):
-            if not _may_be_key(name):
+            if not is_part(name):
                 continue
             if stat.S_ISREG(found.st_mode):
                 yield entry_of(f"{start}{name}", found)
@@ -320,11 +320,3 @@ def _some_of_a_folder(wanted: Sequence[_Keyed]) -> Iterator[Sequence[_Keyed]]:
         of_folder = list(group)
         for start in range(0, len(of_folder), _FILES_AT_ONCE):
             yield of_folder[start : start + _FILES_AT_ONCE]
-
-
-def _may_be_key(name: str) -> bool:
-    try:
-        check_key(name)
-    except InvalidNameError:
-        return False
-    return True
