@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
+import multiprocessing
 import os
 import random
 import re
@@ -17,7 +19,8 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -130,23 +133,48 @@ async def measure(
     with served(config, folder) as (url, token, process_id):
         await ask_for_a_while(url, token, ids, options.clients, 10)  # the index is filled, and threads are started
         used, begun_seconds = [memory_bytes(process_id)], cpu_seconds(process_id)
-        asking = asyncio.create_task(ask_for_a_while(url, token, ids, options.clients, options.seconds))
-        training = asyncio.create_task(_train(config, options, used, process_id))
-        times = await asking
-        training.cancel()
-        with suppress(asyncio.CancelledError):
-            await training  # raises what a save did
+        with _training(config, options):
+            watching = asyncio.create_task(_watch(process_id, used))
+            times = await ask_for_a_while(url, token, ids, options.clients, options.seconds)
+            watching.cancel()
         used.append(memory_bytes(process_id))
         return times, used, cpu_seconds(process_id) - begun_seconds
 
 
-async def _train(config: CheckpointConfig, options: argparse.Namespace, used: list[int], process_id: int) -> None:
-    """Save now and then, as a training does that is under way meanwhile."""
+async def _watch(process_id: int, used: list[int]) -> None:
+    while True:
+        await asyncio.sleep(5)
+        used.append(memory_bytes(process_id))
+
+
+@contextmanager
+def _training(config: CheckpointConfig, options: argparse.Namespace) -> Iterator[None]:
+    """Save now and then in a process of its own, as a training does that is under way meanwhile."""
+    if not options.seconds_between_saves:
+        yield
+        return
+    context = multiprocessing.get_context("spawn")
+    is_ready = context.Event()
+    arguments = (config, options.checkpoints + 1, options.seconds_between_saves, is_ready)
+    process = context.Process(target=train, args=arguments, daemon=True)
+    process.start()
+    is_ready.wait()
+    try:
+        yield
+        if process.exitcode is not None:
+            raise RuntimeError(f"the training ended with {process.exitcode}")
+    finally:
+        process.terminate()
+        process.join()
+
+
+def train(config: CheckpointConfig, first: int, seconds_between_saves: float, is_ready: Event) -> None:
+    """Save for ever."""
     with CheckpointManager(config, EXPERIMENT) as manager:
-        for number in range(options.checkpoints + 1, 10**9):
-            await asyncio.sleep(options.seconds_between_saves)
-            await asyncio.to_thread(save, manager, number)
-            used.append(memory_bytes(process_id))
+        for number in itertools.count(first):
+            save(manager, number)
+            is_ready.set()
+            time.sleep(seconds_between_saves)
 
 
 def main() -> None:
@@ -155,7 +183,7 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=int, default=5_000)
     parser.add_argument("--clients", type=int, default=50, help="each asks once a second")
     parser.add_argument("--seconds", type=float, default=300)
-    parser.add_argument("--seconds-between-saves", type=float, default=10)
+    parser.add_argument("--seconds-between-saves", type=float, default=10, help="0 for no training")
     parser.add_argument("--folder", type=Path, help="a folder on the disk to measure")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="serving-", dir=options.folder) as folder:

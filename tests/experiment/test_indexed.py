@@ -16,8 +16,9 @@ from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import CheckpointNotFoundError, UnknownMetricError
 from ckpt_lib.experiment.index import Index
+from ckpt_lib.experiment.stored_index import StoredIndex
 from ckpt_lib.index.database import database_at
-from ckpt_lib.index.selection import select
+from ckpt_lib.index.selection import Selection, select
 from ckpt_lib.store.local import LocalStore
 from tests.web.big_store import EXPERIMENT, build, save
 
@@ -41,6 +42,16 @@ def manager_of(config: CheckpointConfig) -> CheckpointManager:
     return CheckpointManager(config, EXPERIMENT)
 
 
+@pytest.fixture(params=["the database", "memory"])
+def manager(config: CheckpointConfig, request: pytest.FixtureRequest) -> CheckpointManager:
+    """One that is answered by the database, or from what it has listed before."""
+    manager_of(config).list_checkpoints(limit=1)  # the database knows the folder then
+    found = manager_of(config)
+    if request.param == "memory":
+        found._catalogue.experiment.index.view()
+    return found
+
+
 def listed(config: CheckpointConfig, **asked: Any) -> list[CheckpointMetadata]:
     """What selecting among all of them gives, without an index."""
     catalogue = CheckpointManager(config.model_copy(update={"index_url": "sqlite:////dev/null/no"}), EXPERIMENT)
@@ -61,9 +72,11 @@ ASKED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("asked", ASKED, ids=str)
-def test_lists_are_those_of_a_listing(config: CheckpointConfig, asked: dict[str, Any]) -> None:
+def test_lists_are_those_of_a_listing(
+    config: CheckpointConfig, manager: CheckpointManager, asked: dict[str, Any]
+) -> None:
     """The same checkpoints in the same order, with the same facts, page after page."""
-    manager, expected = manager_of(config), listed(config, **asked | {"limit": None})
+    expected = listed(config, **asked | {"limit": None})
     size = asked.get("limit")
     assert manager.list_checkpoints(**asked) == expected[:size]
     if size:
@@ -71,9 +84,9 @@ def test_lists_are_those_of_a_listing(config: CheckpointConfig, asked: dict[str,
         assert manager.list_checkpoints(**asked, after=after) == expected[size : 2 * size]
 
 
-def test_names_are_those_of_a_listing(config: CheckpointConfig) -> None:
+def test_names_are_those_of_a_listing(config: CheckpointConfig, manager: CheckpointManager) -> None:
     """Whatever a checkpoint is asked for by, it is the same one, with the same facts."""
-    manager, everything = manager_of(config), listed(config)
+    everything = listed(config)
     at = {item.step: item for item in everything}
     best = min(everything, key=lambda item: float(item.metrics["val_loss"] or 0))
     for name, expected in {
@@ -82,18 +95,20 @@ def test_names_are_those_of_a_listing(config: CheckpointConfig) -> None:
         "best": best,
         "@keep": at[50],
         "epoch_3_step_33": at[33],
+        "epoch_3_step_33~3": at[30],
         at[5].checkpoint_id: at[5],
     }.items():
         assert manager.get_checkpoint(name) == expected
 
 
-def test_what_is_asked_wrongly_is_refused_as_by_a_listing(config: CheckpointConfig) -> None:
+def test_what_is_asked_wrongly_is_refused_as_by_a_listing(manager: CheckpointManager) -> None:
     """A metric that none has recorded, and a page after what is not there."""
-    manager = manager_of(config)
     with pytest.raises(UnknownMetricError, match="val_loss"):
         manager.list_checkpoints(sort_by="val_los")
     with pytest.raises(CheckpointNotFoundError, match="cannot begin after"):
         manager.list_checkpoints(after="checkpoint_epoch_0001_step_000000_20200101_000000")
+    with pytest.raises(CheckpointNotFoundError, match="short for 10"):
+        manager.get_checkpoint("epoch_3")
     with pytest.raises(CheckpointNotFoundError):
         manager.get_checkpoint("checkpoint_epoch_0001_step_000000_20200101_000000")
 
@@ -116,9 +131,25 @@ def test_no_list_reads_all_manifests(config: CheckpointConfig, monkeypatch: pyte
     assert [key for key in opened if key.startswith(EXPERIMENT)] == [f"{EXPERIMENT}/{shown.checkpoint_id}.json"]
 
 
-def test_changes_of_others_are_seen_at_once(config: CheckpointConfig) -> None:
+def test_who_asks_often_is_answered_from_memory(config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The records are read once, by the database; after that it is asked for no list."""
+    manager_of(config).list_checkpoints(limit=1)
+    manager, found = manager_of(config), StoredIndex.find
+    asked: list[Selection] = []
+
+    def noted(stored: StoredIndex, folder_version: str, selection: Selection) -> Any:
+        asked.append(selection)
+        return found(stored, folder_version, selection)
+
+    monkeypatch.setattr(StoredIndex, "find", noted)
+    for number in range(20):
+        assert manager.list_checkpoints(limit=number) == listed(config, limit=number)
+    assert len(asked) == 8
+
+
+def test_changes_of_others_are_seen_at_once(config: CheckpointConfig, manager: CheckpointManager) -> None:
     """A save, an edit, a deletion and an undeletion by another manager: the next list shows each."""
-    manager, other = manager_of(config), manager_of(config)
+    other = manager_of(config)
     oldest = manager.list_checkpoints(limit=1)[0].checkpoint_id
     changes: list[Callable[[], object]] = [
         lambda: save(other, COUNT + 1),
@@ -134,9 +165,8 @@ def test_changes_of_others_are_seen_at_once(config: CheckpointConfig) -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
-def test_damage_is_seen(config: CheckpointConfig, suffix: str, damage: str) -> None:
+def test_damage_is_seen(config: CheckpointConfig, manager: CheckpointManager, suffix: str, damage: str) -> None:
     """Also what was altered in place, which leaves the version of the folder: the list is that of a listing."""
-    manager = manager_of(config)
     victim = manager.list_checkpoints(limit=3)[2].checkpoint_id
     path = Path(config.checkpoint_dir, EXPERIMENT, f"{victim}{suffix}")
     if damage == "truncated":
@@ -172,8 +202,10 @@ def test_one_of_many_threads_lists_what_has_changed(config: CheckpointConfig, mo
 
     monkeypatch.setattr(Index, "view", noted)
 
-    def ask(_: int) -> str:
+    def ask(number: int) -> str:
         barrier.wait()
+        if number % 2:
+            return manager.get_checkpoint(f"epoch_{(COUNT + 1) // 10}_step_{COUNT + 1}").checkpoint_id
         return manager.list_checkpoints(descending=True, limit=1)[0].checkpoint_id
 
     with ThreadPoolExecutor(8) as pool:
