@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Request, status
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
@@ -181,12 +181,15 @@ def _open(home: Experiment, file: FileEntry) -> Any:
 # --- of exports ---
 
 
+_NO_EXPORT = refusals({404: "There is no such export, or it has expired."})
+
+
 def _exports(request: Request) -> Exports:
     transfers: Transfers = request.app.state.transfers
     return transfers.exports
 
 
-@router.get("/exports/{export_id}", responses=refusals({404: "There is no such export, or it has expired."}))
+@router.get("/exports/{export_id}", responses=_NO_EXPORT)
 def get_export(request: Request, _: Reader, export_id: FolderId) -> ExportFiles:
     """List the files that a job ``export`` has made. They go a day after that."""
     exports = _exports(request)
@@ -209,6 +212,18 @@ def get_export(request: Request, _: Reader, export_id: FolderId) -> ExportFiles:
         left_out=list(export.left_out),
         expires_at=datetime.fromtimestamp(expires_at, UTC),
     )
+
+
+@router.delete(
+    "/exports/{export_id}",
+    status_code=status.HTTP_204_NO_CONTENT,
+    response_description="It is gone.",
+    responses=_NO_EXPORT,
+)
+def remove_export(request: Request, _: Reader, export_id: FolderId) -> Response:
+    """Remove an export before it goes by itself. Nobody knows its id but who made it or was told."""
+    _exports(request).remove(export_id)
+    return Response(status_code=status.HTTP_204_NO_CONTENT)
 
 
 @router.head("/exports/{export_id}/files/{file:path}", name="head_export_file", **_FILE)

@@ -120,6 +120,10 @@ class Exports:
         except (OSError, ValidationError) as error:
             raise no_export() from error
 
+    def remove(self, export_id: str) -> None:
+        """Remove an export at once. Raises as :meth:`get`."""
+        self.folders.remove(self.get(export_id).export_id)
+
     def expires_at(self, export_id: str) -> float:
         """Return when an export goes, in seconds since 1970. Raises as :meth:`get`."""
         try:

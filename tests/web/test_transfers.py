@@ -415,6 +415,9 @@ def test_weights_of_the_best_in_bf16(client: httpx.Client, config: CheckpointCon
     (tmp_path / "x.safetensors").write_bytes(data)
     assert {str(tensor.dtype) for tensor in load_file(tmp_path / "x.safetensors").values()} == {"torch.bfloat16"}
     assert client.get(f"/exports/{result['export_id']}/files/none").status_code == 404
+    assert client.delete(f"/exports/{result['export_id']}").status_code == 204
+    assert client.get(file["href"].removeprefix("/api/v1")).status_code == 404
+    assert client.delete(f"/exports/{result['export_id']}").status_code == 404
     assert client.get(f"/exports/{'0' * 32}").status_code == 404
 
 
