@@ -12,7 +12,7 @@ from ckpt_lib.cli.choosing import is_by_condition, meeting
 from ckpt_lib.cli.cleanup import confirm, refuse_to_ask
 from ckpt_lib.cli.output import Column, as_number, note, print_facts, print_json, print_table
 from ckpt_lib.cli.session import open_manager
-from ckpt_lib.core.wording import count_of, listed, size_text
+from ckpt_lib.core.wording import count_of, duration, listed, size_text
 from ckpt_lib.errors import CheckpointNotFoundError, ConfigError
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def trash(
     if empty and (deleted or dropped) and not yes:
         refuse_to_ask(as_json=as_json)
         confirm(f"Delete {_described(len(deleted), dropped)} in the trash for good?")
-    removed = manager.empty_trash() if empty and (deleted or dropped) else []
+    shown_ids = [item.checkpoint_id for item in deleted]  # more may have come while a person was asked
+    removed = manager.empty_trash(deleted_ids=shown_ids, dropped_ids=dropped) if empty and (deleted or dropped) else []
     if as_json:
         facts = {"deleted": deleted, "dropped_bytes": dropped, "removed": removed}
         print_json({"experiment_name": manager.experiment_name, **facts})
@@ -102,7 +103,9 @@ def trash(
         note(f"{count_of(len(removed), 'checkpoint')} deleted for good, {size_text(freed_bytes)} freed.")
         return
     if deleted:
-        note(f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back.")
+        time = manager.config.trash_seconds
+        within = f"within {duration(time)} of its deletion" if time else "until the next cleanup"
+        note(f"{count_of(len(deleted), 'checkpoint')} in the trash. `ckpt undelete ID` brings one back {within}.")
     if dropped:
         _tell_of_dropped(manager, dropped)
 

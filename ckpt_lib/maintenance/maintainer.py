@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Mode, Monitor
 from ckpt_lib.core.names import CheckpointId
@@ -58,15 +59,21 @@ class Maintainer(Keeper):
         view = self._locations.home.index.view()
         return [manifest.describe() for manifest in view.deleted if view.is_complete(manifest)]
 
-    def empty_trash(self) -> list[str]:
+    def empty_trash(
+        self, *, deleted_ids: Collection[str] | None = None, dropped_ids: Collection[str] | None = None
+    ) -> list[str]:
         """Remove the bytes of everything deleted, and what others were thinned of, whatever ``trash_seconds`` says.
+
+        A person who has looked at the trash decides about what was there: ``deleted_ids`` are the deleted checkpoints
+        that may go, and ``dropped_ids`` those whose earlier bytes may. What has come into the trash since then stays.
 
         Returns the ids of the checkpoints that are gone for good. Leftovers of dead processes go as well.
         """
         home = self._locations.home
         sweep(home)
-        purged = purge(home, grace_seconds=0.0, asked=True)
-        remove_obsolete(home, grace_seconds=0.0, is_sound=partial(self._known.verify, home))
+        purged = purge(home, grace_seconds=0.0, only=_is_among(deleted_ids), asked=True)
+        is_sound = partial(self._known.verify, home)
+        remove_obsolete(home, grace_seconds=0.0, only=_is_among(dropped_ids), is_sound=is_sound)
         return [manifest.checkpoint_id for manifest in purged]
 
     def delete_backup(self, checkpoint_id: str) -> int:
@@ -249,3 +256,8 @@ class Maintainer(Keeper):
             monitor = set_monitor(self._locations, metric, mode)
         self._snapshot.write()
         return monitor
+
+
+def _is_among(checkpoint_ids: Collection[str] | None) -> Callable[[Manifest], bool]:
+    """Return what tells whether a checkpoint is one of these; of all if there are none to choose among."""
+    return lambda manifest: checkpoint_ids is None or manifest.checkpoint_id in checkpoint_ids

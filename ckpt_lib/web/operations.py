@@ -423,7 +423,9 @@ class EmptyTrash(Work):
         progress(0)  # raises if the job is cancelled
         before = trash_of(manager)
         require_shown(self.fingerprint, before.fingerprint, "the trash")
-        deleted_ids = tuple(manager.empty_trash())
+        whole_ids = [item.checkpoint.checkpoint_id for item in before.items if not item.is_part]
+        part_ids = [item.checkpoint.checkpoint_id for item in before.items if item.is_part]
+        deleted_ids = tuple(manager.empty_trash(deleted_ids=whole_ids, dropped_ids=part_ids))
         freed_bytes = max(0, before.size_bytes - trash_of(manager).size_bytes)
         return [Outcome(checkpoint_id="", result=TrashEmptied(deleted_ids=deleted_ids, freed_bytes=freed_bytes))]
 

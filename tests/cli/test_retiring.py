@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.cli import trash
 from tests.cli.running import on_posix, run, run_json, run_on_terminal, tree
 from tests.helpers import flip_bit, leave_unfinished
 
@@ -118,7 +119,7 @@ def test_undelete_and_trash(store: Path, ids: list[str]) -> None:
     assert [item["checkpoint_id"] for item in run_json("trash", store=store)["deleted"]] == ids[:2]
     shown = run("trash", "--store", store)
     assert ids[0] in shown.stdout
-    assert f"`ckpt undelete ID --store {store}`" in " ".join(shown.stderr.split())
+    assert f"`ckpt undelete ID --store {store}` brings one back within 1 d of" in " ".join(shown.stderr.split())
     assert run_json("undelete", ids[0], ids[1], store=store)["undeleted_ids"] == ids[:2]
     assert f"{ids[0]} was not deleted: it is live." in run("undelete", ids[0], store=store).stderr
     assert run_json("list", store=store)["checkpoints"] == before
@@ -234,6 +235,21 @@ def test_the_end_of_the_input_confirms_nothing(store: Path, ids: list[str]) -> N
     code, output = run_on_terminal("delete", ids[0], "--store", store, columns=80, answer="\x04")
     assert (code, "not confirmed; nothing was changed" in " ".join(output.split())) == (4, True)
     assert ids[0] in run("list", store=store).stdout
+
+
+def test_what_comes_into_the_trash_while_a_person_is_asked_stays(
+    store: Path, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program deletes a checkpoint meanwhile: nobody has said that it may go for good."""
+    run("delete", ids[0], "--yes", store=store)
+
+    def confirmed(_: str) -> None:
+        run("delete", ids[1], "--yes", store=store)
+
+    monkeypatch.setattr(trash, "confirm", confirmed)
+    monkeypatch.setattr(trash, "refuse_to_ask", lambda **_: None)
+    assert run_json("trash", "--empty", store=store)["removed"] == [ids[0]]
+    assert [item["checkpoint_id"] for item in run_json("trash", store=store)["deleted"]] == [ids[1]]
 
 
 def test_an_empty_trash_has_no_table(store: Path, ids: list[str]) -> None:
