@@ -42,6 +42,23 @@ def unmark(experiment: Experiment, uid: str) -> None:
     raise too_busy(experiment, "the mark of a deletion")
 
 
+def take_away(home: Experiment, place: Experiment, manifest: Manifest) -> None:
+    """Take the mark away at home or beside the backups, where the checkpoint is back.
+
+    If it has been deleted again meanwhile, that may have been marked before, and is marked again. A deletion does as
+    much when it is done, so that of the two, in whatever order, the last one leaves the mark that is right.
+    """
+    unmark(place, manifest.uid)
+    if not is_live(home, manifest):
+        mark(place, manifest)
+
+
+def is_live(home: Experiment, checkpoint: Manifest) -> bool:
+    """Tell whether readers at home see the checkpoint, or a copy of it."""
+    record = home.read(checkpoint.checkpoint_id).record
+    return isinstance(record, Manifest) and record.uid == checkpoint.uid and record.is_visible
+
+
 def is_marked(experiment: Experiment, uid: str) -> bool:
     """Tell whether a person has deleted the checkpoint of this ``uid`` by name."""
     pointer = pointers.read(experiment, uid_name(uid)).pointer
@@ -54,8 +71,7 @@ def is_deleted(home: Experiment, backups: Experiment, backup: Manifest) -> bool:
     with suppress(CheckpointError, OSError):
         if not (marked or is_marked(home, backup.uid)):
             return False
-        record = home.read(backup.checkpoint_id).record
-        return not (isinstance(record, Manifest) and record.uid == backup.uid and record.is_visible)
+        return not is_live(home, backup)
     return marked
 
 

@@ -33,10 +33,11 @@ def deleting(locations: Locations, manifest: Manifest) -> Iterator[None]:
         yield
     except BaseException:
         with failures_logged(f"taking the mark of {manifest.checkpoint_id} away"):
-            record = locations.home.read(manifest.checkpoint_id).record
-            if isinstance(record, Manifest) and record.is_visible:  # it was refused
-                deleted_by_name.unmark(locations.home, manifest.uid)
+            if deleted_by_name.is_live(locations.home, manifest):  # it was refused
+                deleted_by_name.take_away(locations.home, locations.home, manifest)
         raise
+    with failures_logged(f"marking {manifest.checkpoint_id} as deleted"):
+        deleted_by_name.mark(locations.home, manifest)  # somebody who brought it back before took the first one away
     with failures_logged(f"marking the backup of {manifest.checkpoint_id} as deleted"):
         backup = locations.backups.read(manifest.checkpoint_id).record
         if isinstance(backup, Manifest) and backup.uid == manifest.uid:
@@ -47,4 +48,4 @@ def note_back(locations: Locations, manifest: Manifest) -> None:
     """Take away the marks of a checkpoint that is back; a place that fails is left to the next pass over backups."""
     for experiment in (locations.home, locations.backups):
         with failures_logged(f"taking the mark of {manifest.checkpoint_id} away"):
-            deleted_by_name.unmark(experiment, manifest.uid)
+            deleted_by_name.take_away(locations.home, experiment, manifest)

@@ -24,6 +24,7 @@ from ckpt_lib.errors import (
     StoreUnavailableError,
 )
 from ckpt_lib.experiment import deleted_by_name
+from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.policies.retention import KeepNewest
 from ckpt_lib.saving import saver
 from ckpt_lib.testing import FaultPlan, faults_injected
@@ -362,6 +363,53 @@ def test_what_was_deleted_by_name_does_not_come_back(vault: Vault, disk: str, tr
     assert resumed_id(vault.manager()) == saved[1]
     vault.lose_disk()
     assert resumed_id(vault.manager()) == saved[1]
+
+
+@pytest.mark.parametrize("back_by", ["undelete_checkpoint", "restore_checkpoint"])
+def test_what_is_deleted_again_while_it_comes_back_stays_away(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, back_by: str
+) -> None:
+    """The second deletion marked it before the mark of the first one was taken away."""
+    manager = vault.manager()
+    saved = [save(manager, epoch, 1 / epoch) for epoch in (1, 2)]
+    manager.delete_checkpoint(saved[1])
+    if back_by == "restore_checkpoint":
+        manager.empty_trash()
+    unmark, others = deleted_by_name.unmark, [vault.manager()]
+
+    def unmark_late(*args: Any) -> None:
+        if others:
+            other = others.pop()
+            other.delete_checkpoint(saved[1])
+            other.empty_trash()
+        unmark(*args)
+
+    monkeypatch.setattr(deleted_by_name, "unmark", unmark_late)
+    getattr(manager, back_by)(saved[1])
+    assert resumed_id(vault.manager()) == saved[0]
+    vault.lose_disk()
+    assert resumed_id(vault.manager()) == saved[0]
+
+
+def test_what_is_deleted_while_another_comes_back_with_its_mark_stays_away(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who brought it back before takes the mark away before the deletion itself."""
+    manager = vault.manager()
+    saved = [save(manager, epoch, 1 / epoch) for epoch in (1, 2)]
+    mark, times = deleted_by_name.mark, [1]
+
+    def mark_in_vain(experiment: Experiment, manifest: Manifest) -> None:
+        mark(experiment, manifest)
+        if times:
+            times.pop()
+            deleted_by_name.unmark(experiment, manifest.uid)
+
+    monkeypatch.setattr(deleted_by_name, "mark", mark_in_vain)
+    manager.delete_checkpoint(saved[1])
+    manager.empty_trash()
+    assert deleted_by_name.is_marked(manager._locations.home, manager._locations.backups.get(saved[1]).uid)
+    assert resumed_id(vault.manager()) == saved[0]
 
 
 @pytest.mark.parametrize("disk", ["there", "lost"])
