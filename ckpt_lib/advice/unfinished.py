@@ -101,7 +101,9 @@ class UnfinishedFinder:
         if is_last or not manifest.is_valid or manifest not in self.view.whole:
             found.kept.append((name, size_bytes, "what it held before it was thinned"))
         else:
-            found.add("trash", name, "It was thinned; what it lost can be brought back until then.", size_bytes)
+            back = "what it lost can be brought back until the trash is emptied"
+            why = back if manifest.thinned else "that was undone, and a copy is left"
+            found.add("trash", name, f"It was thinned; {why}.", size_bytes)
 
     def _left_seconds(self, since: datetime | None, now: datetime) -> float:
         return ((since or now) + timedelta(seconds=self.trash_seconds) - now).total_seconds()

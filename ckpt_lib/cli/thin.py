@@ -80,7 +80,7 @@ def _end_dry_run(manager: CheckpointManager, selected: Sequence[CheckpointMetada
         print_json({"experiment_name": manager.experiment_name, "dry_run": True, "selected": chosen})
         return
     _print_thinned(selected)
-    note(f"{len(selected)} selected. Nothing was changed.")
+    note(f"{len(selected)} selected. Nothing was changed: without --dry-run, they keep only their weights.")
 
 
 def _print_thinned(checkpoints: Sequence[CheckpointMetadata]) -> None:

@@ -136,7 +136,8 @@ class Condition:
         if not kind.is_right(self.value):
             raise ConfigError(f"{self.name} cannot be compared with {briefly(self.value)}", expected=kind.expected)
         if self.operator not in ("==", "!=") and isinstance(self.value, str | bool):
-            raise ConfigError(f"nothing is less or greater than {briefly(self.value)}", expected="== or !=")
+            expected = "a number; or = or != before a text" if kind is _METRIC else "= or !="
+            raise ConfigError(f"{briefly(self.value)} has no order for {self.operator} to ask for", expected=expected)
 
     @classmethod
     def parse(cls, text: str) -> Self:

@@ -134,6 +134,8 @@ class KeepAtMost(_Policy):
         rolling = [record for record in records if not record.pinned]
         best = KeepBest(metric=self.metric, mode=self.mode, count=min(self.count, 1)).reasons(rolling, now)
         others = [record for record in rolling if record.checkpoint_id not in best]
+        if len(rolling) < len(records):  # a pinned one may be better, and is kept for that
+            best = {name: f"{reason} of those not pinned" for name, reason in best.items()}
         newest = others[: self.count - len(best)]
         return best | {record.checkpoint_id: f"among the {self.count} to keep" for record in newest}
 

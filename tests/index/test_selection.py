@@ -161,6 +161,16 @@ def test_a_condition_of_the_wrong_type_is_refused(name: str, sign: Any, value: A
         Condition(name, sign, value)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("val_loss<<0.5", "a number; or = or != before a text"), ("pinned<true", "= or !="), ("run_id>b", "= or !=")],
+)
+def test_what_has_no_order_is_told_what_it_can_be_compared_with(text: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match="has no order") as refused:
+        Condition.parse(text)
+    assert refused.value.expected == expected
+
+
 def test_a_metric_that_none_has_recorded_is_refused() -> None:
     """A misspelt one must not look as if nothing met it."""
     with pytest.raises(UnknownMetricError, match="los"):

@@ -94,6 +94,16 @@ def test_reasons_say_why() -> None:
     }
 
 
+def test_the_best_beside_a_better_pinned_one_is_called_that_of_the_others() -> None:
+    records = [record(1, 1.0, pinned=True), record(2, 2.0), record(3, 9.0), record(4, 8.0)]
+    assert reasons_of(records, KeepAtMost(count=2)) == {
+        "c1": "pinned, best valid by val_loss",
+        "c2": "best by val_loss of those not pinned",
+        "c3": "no rule keeps it",
+        "c4": "newest valid",
+    }
+
+
 # --- health ---
 
 
