@@ -293,6 +293,8 @@ def _delete_checkpoints(manager: CheckpointManager, ids: Sequence[str], how: Con
         return
     freed = {"freed": size_text(freed_bytes)} if isolated else {}
     print_facts({"deleted": "\n".join(deleted), **freed})
+    if chosen and how.yes:  # whoever was asked has read it
+        _tell_of_trash(manager.config.trash_seconds)
 
 
 def _described(

@@ -115,7 +115,8 @@ def test_delete(store: Path, ids: list[str]) -> None:
 def test_undelete_and_trash(store: Path, ids: list[str]) -> None:
     """What was deleted is listed, comes back as it was, and goes for good when the trash is emptied."""
     before = run_json("list", store=store)["checkpoints"]
-    run("delete", ids[0], ids[1], "--yes", store=store)
+    told = " ".join(run("delete", ids[0], ids[1], "--yes", store=store).stderr.split())
+    assert "stay in the trash for 1 d: `ckpt undelete ID" in told
     assert [item["checkpoint_id"] for item in run_json("trash", store=store)["deleted"]] == ids[:2]
     shown = run("trash", "--store", store)
     assert ids[0] in shown.stdout
