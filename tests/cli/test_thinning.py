@@ -66,6 +66,7 @@ def test_the_trash_offers_to_undo_what_can_be_undone(trained: tuple[Path, list[s
 
 
 def test_a_dry_run_says_what_would_become_of_them(trained: tuple[Path, list[str]]) -> None:
+    """Not only which are selected."""
     store, (first, *_) = trained
     shown = " ".join(run("thin", first, "--dry-run", store=store).stderr.split())
     assert "1 selected. Nothing was changed: without --dry-run, they keep only their weights." in shown

@@ -166,6 +166,7 @@ def test_a_condition_of_the_wrong_type_is_refused(name: str, sign: Any, value: A
     [("val_loss<<0.5", "a number; or = or != before a text"), ("pinned<true", "= or !="), ("run_id>b", "= or !=")],
 )
 def test_what_has_no_order_is_told_what_it_can_be_compared_with(text: str, expected: str) -> None:
+    """A doubled sign leaves a text, where a number was meant."""
     with pytest.raises(ConfigError, match="has no order") as refused:
         Condition.parse(text)
     assert refused.value.expected == expected

@@ -95,6 +95,7 @@ def test_reasons_say_why() -> None:
 
 
 def test_the_best_beside_a_better_pinned_one_is_called_that_of_the_others() -> None:
+    """No two checkpoints are called the best."""
     records = [record(1, 1.0, pinned=True), record(2, 2.0), record(3, 9.0), record(4, 8.0)]
     assert reasons_of(records, KeepAtMost(count=2)) == {
         "c1": "pinned, best valid by val_loss",
