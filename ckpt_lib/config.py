@@ -13,7 +13,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ckpt_lib.core.monitor import Mode, Monitor
 from ckpt_lib.core.wording import briefly, closest
-from ckpt_lib.core.yaml_files import read_yaml
 from ckpt_lib.errors import ConfigError
 
 OnMissingMetric = Literal["warn", "raise"]
@@ -196,17 +195,17 @@ class CheckpointConfig(BaseModel):
     @field_validator("index_url")
     @classmethod
     def _names_a_database(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         from sqlalchemy.engine import make_url  # it takes a moment to load, and few set this option
         from sqlalchemy.exc import ArgumentError
 
         try:
-            if value is not None and make_url(value).get_backend_name() in ("sqlite", "postgresql"):
+            if make_url(value).get_backend_name() in ("sqlite", "postgresql"):
                 return value
         except ArgumentError:
             pass
-        if value is not None:
-            raise ValueError("expected sqlite:////path/of/a/file or postgresql+psycopg://user@host/database")
-        return None
+        raise ValueError("expected sqlite:////path/of/a/file or postgresql+psycopg://user@host/database")
 
     def __getstate__(self) -> dict[Any, Any]:
         # The process that unpickles it may have another working directory, and must find the same folders.
@@ -241,6 +240,8 @@ class CheckpointConfig(BaseModel):
 
         Raises :class:`ConfigError` for a missing or unreadable file, anything but a mapping, or a wrong option.
         """
+        from ckpt_lib.core.yaml_files import read_yaml  # here, as most configurations come from elsewhere
+
         loaded = read_yaml(path, "the configuration file")
         if loaded is None:
             loaded = {}

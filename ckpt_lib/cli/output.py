@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -71,14 +70,20 @@ def _wrapped(line: str, width: int) -> list[str]:
 
 def print_json(value: Any) -> None:
     """Print one strict JSON document in ASCII, with the strings "NaN", "Infinity" and "-Infinity" as in manifests."""
-    plain = _finite(to_jsonable_python(value, fallback=str))
-    sys.stdout.write(json.dumps(plain, indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def print_json_line(value: Any) -> None:
     """Print one strict JSON document on a line of its own, at once."""
-    sys.stdout.write(json.dumps(_finite(to_jsonable_python(value, fallback=str)), allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(_plain(value), allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+def _plain(value: Any) -> Any:
+    """Return what JSON can hold of a value, be it a model or a list of them."""
+    from pydantic_core import to_jsonable_python  # here, so that `ckpt --help` answers at once
+
+    return _finite(to_jsonable_python(value, fallback=str))
 
 
 def _finite(value: Any) -> Any:

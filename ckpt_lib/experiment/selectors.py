@@ -16,10 +16,12 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.names import is_checkpoint_id
+
+if TYPE_CHECKING:
+    from ckpt_lib.core.manifest import Manifest
 
 LATEST, BEST = "latest", "best"
 

@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from ckpt_lib.core import html
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.wording import size_text
-from ckpt_lib.core.yaml_files import read_yaml
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.policies.ranking import ranked
 from ckpt_lib.policies.rules import (
@@ -243,6 +242,8 @@ def policy_from_yaml(path: str | os.PathLike[str]) -> RetentionPolicy:
 
     Raises :class:`~ckpt_lib.errors.ConfigError` if the file is missing or unreadable, or holds no policy.
     """
+    from ckpt_lib.core.yaml_files import read_yaml  # here, as most policies come from elsewhere
+
     loaded = read_yaml(path, "the policy file")
     try:
         return _ADAPTER.validate_python(loaded)

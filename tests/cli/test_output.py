@@ -31,7 +31,7 @@ sys.argv = ["ckpt", *sys.argv[1:]]
 try:
     ckpt_lib.cli.main()
 finally:
-    heavy = {"torch", "prefect", "pandas", "matplotlib", "numpy"}
+    heavy = {"torch", "prefect", "pandas", "matplotlib", "numpy", "sqlalchemy", "yaml"}
     print("loaded:", *sorted(heavy & sys.modules.keys()), file=sys.stderr)
 """
 MODULES_BESIDE_TORCH = """
@@ -59,12 +59,20 @@ OF_NOBODY = {"prefect", "pandas", "matplotlib", "sqlalchemy", "alembic", "safete
 
 @pytest.mark.parametrize("args", LIGHT)
 def test_light_commands_load_nothing_heavy(store: Path, tmp_path: Path, args: str) -> None:
-    """What reads payloads loads torch, what compares loads pandas, nothing loads Prefect; the rest answers at once."""
+    """Each loads what it needs: torch to read payloads, pandas to compare, a database to look at all experiments."""
+    needed = ["sqlalchemy"] if args == "experiments" else []
     command = [sys.executable, "-c", LISTED_MODULES, *args.split()]
     env = {**os.environ, "CKPT_CHECKPOINT_DIR": str(store)}
     ended = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stderr.splitlines()[-1].split() == ["loaded:"]
+    assert ended.stderr.splitlines()[-1].split() == ["loaded:", *needed]
+
+
+def test_help_builds_no_model() -> None:
+    """What only parses a command line waits for no model of a checkpoint, which takes as long again to build."""
+    code = "import sys, ckpt_lib.cli.app; print('ckpt_lib.core.manifest' in sys.modules, 'pydantic' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == ["False", "False"]
 
 
 @pytest.mark.parametrize("args", ["inspect small.pt", "inspect small.pt --stats", "convert small.pt out.safetensors"])
