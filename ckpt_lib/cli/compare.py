@@ -109,11 +109,14 @@ def compare(
     ids = comparison["checkpoint_ids"]
     labels = [f"#{number}" for number in range(1, len(ids) + 1)]
     print_facts(dict(zip(labels, ids, strict=True)))
+    if len({*ids}) == 1:
+        note(f"All {len(ids)} names stand for this one checkpoint.", warning=True)
     _print_metrics(labels, comparison["metrics_comparison"])
     _print_lines("Configuration that differs", labels, comparison["config_comparison"])
     _print_lines("Tags", labels, comparison["tags_comparison"])
     facts: dict[str, Any] = {**comparison["metadata_comparison"]}
     facts["timestamp"] = [as_time(datetime.fromisoformat(moment)) for moment in facts["timestamp"]]
+    facts["size"] = [size_text(size_bytes) for size_bytes in facts.pop("file_size")]
     _print_lines("Facts", labels, facts)
     for other, differences in comparison.get("tensors_comparison", {}).items():
         _print_tensors(labels[ids.index(other)], differences)

@@ -136,5 +136,6 @@ def _print_edited(
                 "pinned": "yes" if checkpoint.pinned else "no",
                 "tags": ", ".join(checkpoint.tags) or "-",
                 "description": checkpoint.description or "-",
-            }
+            },
+            prose=["description"],
         )

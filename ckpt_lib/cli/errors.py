@@ -94,7 +94,7 @@ def _report(error: BaseException, *, as_json: bool) -> None:
 def _is_printed(facts: dict[str, Any]) -> bool:
     """Print an error as JSON; return ``False`` if stdout itself fails."""
     try:
-        print_json({"error": facts})
+        print_json({"error": {**facts, "hint": facts["hint"] and with_options(facts["hint"])}})
     except OSError:
         return False
     return is_flushed(sys.stdout)

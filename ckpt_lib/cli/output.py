@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TextIO
@@ -234,12 +234,20 @@ def _print_blocks(columns: Sequence[Column], cells: Sequence[Sequence[Text]]) ->
                     console.print(Text(" " * _GAP) + line, soft_wrap=True)
 
 
-def print_facts(facts: Mapping[str, str | Text]) -> None:
-    """Print names and values, one a line. The terminal wraps long values, so that they can be copied whole."""
+def print_facts(facts: Mapping[str, str | Text], *, prose: Collection[str] = ()) -> None:
+    """Print names and values, one a line.
+
+    What ``prose`` names is wrapped between words. The terminal wraps other long values, so that they can be copied
+    whole.
+    """
     console = results()
     margin = max(len(visible(name)) for name in facts) + _GAP
+    width = max(console.width - margin, _WRAPPED_WIDTH)
     for name, value in facts.items():
-        lines = [Text(visible(line)) for line in value.split("\n")] if isinstance(value, str) else [value]
+        plain = [visible(line) for line in value.split("\n")] if isinstance(value, str) else []
+        if name in prose:
+            plain = [piece for line in plain for piece in _wrapped(line, width) or [""]]
+        lines = [Text(line) for line in plain] if isinstance(value, str) else [value]
         label = visible(name)
         for line in lines:
             console.print(Text.assemble((label.ljust(margin), "bold blue"), line), soft_wrap=True)

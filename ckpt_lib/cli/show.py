@@ -316,7 +316,9 @@ def _print_checkpoint(checkpoint: CheckpointMetadata, manifest: Manifest, path: 
         "format": manifest.format,
         "libraries": ", ".join(f"{name} {version}" for name, version in manifest.libraries.items()),
     }
-    print_facts({name: value for name, value in facts.items() if value})
+    print_facts(
+        {name: value for name, value in facts.items() if value}, prose=["unhealthy", "description", "libraries"]
+    )
     print_metrics(checkpoint)
     if checkpoint.config:
         print_heading("Configuration")

@@ -89,7 +89,8 @@ def trash(
     removed = manager.empty_trash(deleted_ids=shown_ids, dropped_ids=dropped) if empty and (deleted or dropped) else []
     if as_json:
         facts = {"deleted": deleted, "dropped_bytes": dropped, "removed": removed}
-        print_json({"experiment_name": manager.experiment_name, **facts})
+        of_all = {"experiment_name": manager.experiment_name, "trash_seconds": manager.config.trash_seconds}
+        print_json({**of_all, **facts})
         return
     if not (deleted or dropped):
         note("The trash is empty.")

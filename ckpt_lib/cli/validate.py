@@ -251,7 +251,7 @@ def _print_repair(report: RepairReport, *, backups: bool) -> None:
         facts["damage"] = "\n".join(without_names(damage.message, report.checkpoint_id) for damage in report.damages)
     else:
         facts["result"] = report.message
-    print_facts(facts)
+    print_facts(facts, prose=["damage", "result"])
 
 
 def _print_reports(

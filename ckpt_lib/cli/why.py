@@ -57,7 +57,7 @@ def _why_not_loaded(manager: CheckpointManager, name: str, *, as_json: bool) -> 
         print_json({"experiment_name": manager.experiment_name, **found.model_dump(mode="json")})
     else:
         facts = {"checkpoint": found.checkpoint_id or name, "state": found.state, "why": with_options(found.message)}
-        print_facts({**facts, "next": "\n".join(map(to_type, found.commands))})
+        print_facts({**facts, "next": "\n".join(map(to_type, found.commands))}, prose=["why"])
     if not found.is_loadable:
         raise typer.Exit(DAMAGE)
 

@@ -158,6 +158,22 @@ def test_80_columns_show_what_matters(store: Path, ids: list[str], command: str)
 
 
 @on_posix
+@pytest.mark.parametrize("command", ["why", "show"])
+def test_sentences_are_wrapped_between_words(store: Path, ids: list[str], command: str) -> None:
+    """Of what a fact says in words, no line is wider than the terminal; in a pipe it is one line."""
+    text = "a description in so many words that no terminal of eighty columns shows it in a line"
+    run("tag", ids[0], "--description", text, store=store)
+    _, output = run_on_terminal(command, ids[0], "--store", store, columns=80)
+    lines = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", output).splitlines()
+    said = "\n".join(line.strip() for line in lines)
+    words = text if command == "show" else "a load that fails all the same does not fit the model"
+    assert words in " ".join(said.split())
+    assert words not in said
+    assert all(len(line) <= 80 for line in lines if line.strip() and set(line.split()) & set(words.split()))
+    assert words in run(command, ids[0], store=store).stdout
+
+
+@on_posix
 def test_empty_columns_give_way_first(tmp_path: Path) -> None:
     """Without tags, their column takes no room from those that tell something, and is not called missing."""
     manager = CheckpointManager(CheckpointConfig(checkpoint_dir=str(tmp_path / "plain")), "run")

@@ -117,7 +117,8 @@ def test_undelete_and_trash(store: Path, ids: list[str]) -> None:
     before = run_json("list", store=store)["checkpoints"]
     told = " ".join(run("delete", ids[0], ids[1], "--yes", store=store).stderr.split())
     assert "stay in the trash for 1 d: `ckpt undelete ID" in told
-    assert [item["checkpoint_id"] for item in run_json("trash", store=store)["deleted"]] == ids[:2]
+    listed = run_json("trash", store=store)
+    assert ([item["checkpoint_id"] for item in listed["deleted"]], listed["trash_seconds"]) == (ids[:2], 86_400)
     shown = run("trash", "--store", store)
     assert ids[0] in shown.stdout
     assert f"`ckpt undelete ID --store {store}` brings one back within 1 d of" in " ".join(shown.stderr.split())

@@ -248,6 +248,13 @@ def test_summary(store: Path, ids: list[str]) -> None:
     assert (found["total_checkpoints"], found["statistics"]["accuracy"]["count"]) == (3, 2)
 
 
+def test_compare_says_when_all_names_mean_the_same(store: Path, ids: list[str]) -> None:
+    """A comparison of a checkpoint with itself shows no difference, and could be taken for one of two."""
+    compared = run("compare", "latest", ids[2], store=store)
+    assert "All 2 names stand for this one checkpoint." in compared.stderr
+    assert "names stand for" not in run("compare", "latest", ids[0], store=store).stderr
+
+
 def test_compare(store: Path, ids: list[str]) -> None:
     """`compare` lines up metrics, configuration, tags and, when asked, tensors."""
     text = run("compare", ids[0], "latest", "--tensors", store=store).stdout
