@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Sequence
 
@@ -82,7 +83,7 @@ class PlanesCodec:
     suffix = ".planes"
     head = b"\x93CKPLANE"
 
-    _VERSION = 1
+    _VERSION = 2
     _FOOTER = struct.Struct("<QQIIQ8s")  # plain bytes, frames, frame size, version, digest, magic
     _TAIL = b"CKPLEND\n"
     _ENTRY = np.dtype([("stored", "<u4"), ("method", "u1"), ("zero", "u1", 3), ("digest", "<u8")])
@@ -112,7 +113,7 @@ class PlanesCodec:
         for plane, expected in zip(planes.split(plain, outlook.how), outlook.planes, strict=True):
             packed = zstd.compress_plane(plane.data) if expected < _WORTH_TRYING else plane.data
             stored.append(packed if len(packed) < len(plane) * _WORTH_IT else plane.data)
-        sizes = struct.pack(f"<{width}I", *map(len, stored))
+        sizes = struct.pack(f"<{len(stored)}I", *map(len, stored))
         return b"".join((sizes, *stored, plain[len(plain) // width * width :]))
 
     def decode(self, stored: memoryview, target: memoryview, method: int, digest: int) -> None:
@@ -129,14 +130,15 @@ class PlanesCodec:
 
     @staticmethod
     def _decode_planes(stored: memoryview, target: memoryview, how: planes.Split) -> None:
-        width = how.width
-        head, size, rest = 4 * width, len(target) // width, len(target) % width
-        sizes = struct.unpack(f"<{width}I", stored[:head]) if len(stored) >= head else ()
-        if not sizes or head + sum(sizes) + rest != len(stored) or max(sizes) > size:
+        count, rest = divmod(len(target), how.width)
+        plain_sizes = [count * width for width in how.widths]
+        head = 4 * len(plain_sizes)
+        sizes = struct.unpack(f"<{len(plain_sizes)}I", stored[:head]) if len(stored) >= head else ()
+        if not sizes or head + sum(sizes) + rest != len(stored) or any(map(operator.gt, sizes, plain_sizes)):
             raise UndecodableError("its planes do not fill a frame")
         room, start = planes.Room(), head
         found: list[Buffer] = []
-        for stored_size in sizes:
+        for stored_size, size in zip(sizes, plain_sizes, strict=True):
             plane = stored[start : start + stored_size]
             start += stored_size
             if stored_size == size:
@@ -145,8 +147,9 @@ class PlanesCodec:
                 decompressed = room.take(size)
                 zstd.decompress_into(decompressed, plane)
                 found.append(decompressed.data)
-        planes.join(found, how, target[: size * width], room)
-        target[size * width :] = stored[start:]
+        whole = len(target) - rest
+        planes.join(found, how, target[:whole], room)
+        target[whole:] = stored[start:]
 
     def table_of(self, frames: Sequence[Described], size_bytes: int, frame_size_bytes: int) -> bytes:
         entries = np.zeros(len(frames), self._ENTRY)

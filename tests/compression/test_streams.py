@@ -5,14 +5,16 @@ from __future__ import annotations
 import io
 import os
 import random
+import struct
 import threading
 import time
 import tracemalloc
 from collections.abc import Iterable
 
 import pytest
+import xxhash
 
-from ckpt_lib.compression import CODECS, CompressingWriter, PlainFile
+from ckpt_lib.compression import CODECS, CompressingWriter, PlainFile, planes
 from ckpt_lib.compression.table import MAX_FRAME_SIZE_BYTES
 from ckpt_lib.errors import CorruptCheckpointError, StorageFullError, UnsupportedFormatError
 from ckpt_lib.stream import HashingWriter, VerifiedFile
@@ -271,7 +273,18 @@ def test_without_a_manifest_no_file_grows_without_bound() -> None:
         opened(data, "planes")
 
 
+@pytest.mark.parametrize(("method", "width"), [(3, 2), (5, 4)])
+def test_rotated_words_are_still_read(method: int, width: int) -> None:
+    """Files of version 1 hold them, and no save writes them any more."""
+    plain = random.Random(0).randbytes(256)
+    parts = [bytes(plane) for plane in planes.split(plain, planes.Split(width, "rotated"))]
+    frame = struct.pack(f"<{width}I", *map(len, parts)) + b"".join(parts)
+    table = entry_of_table(len(frame), method, xxhash.xxh3_64_intdigest(plain))
+    with opened(planes_file(table, size=256, count=1, frame=256, frames=frame), "planes") as file:
+        assert file.read() == plain
+
+
 def test_a_newer_version_is_no_damage() -> None:
     """It says to upgrade."""
     with pytest.raises(UnsupportedFormatError, match="newer version"):
-        opened(planes_file(b"", size=0, count=0, frame=64, version=2), "planes")
+        opened(planes_file(b"", size=0, count=0, frame=64, version=3), "planes")
