@@ -70,21 +70,21 @@ class Selector:
             return []
         if self.is_id:
             return [manifest for manifest in manifests if manifest.checkpoint_id == self.name]
-        match = _SHORT_ID.fullmatch(self.name)
-        if match is None:
-            return []
-        epoch = f"{int(match[1])}_"  # to take thousands of ids apart takes a while
-        return [item for item in manifests if epoch in item.checkpoint_id and _is_short_for(match, item.checkpoint_id)]
+        start = _start_of_ids(self.name)
+        return [manifest for manifest in manifests if start and manifest.checkpoint_id.startswith(start)]
 
 
-def _is_short_for(match: re.Match[str], checkpoint_id: str) -> bool:
+def _start_of_ids(short: str) -> str | None:
+    """Return how all ids begin that ``short`` may stand for; ``None`` if it is no short form of an id.
+
+    An id spells each number in one way only, so thousands of ids are compared as texts, which is faster than parsing.
+    """
+    match = _SHORT_ID.fullmatch(short)
+    if match is None:
+        return None
     epoch, step, rest = match.groups()
-    _, _, found_epoch, _, found_step, found_rest = checkpoint_id.split("_", 5)
-    return (
-        int(found_epoch) == int(epoch)
-        and (step is None or int(found_step) == int(step))
-        and (rest is None or found_rest.startswith(rest))
-    )
+    start = f"checkpoint_epoch_{int(epoch):04d}_step_"
+    return start if step is None else f"{start}{int(step):06d}_{rest or ''}"
 
 
 def split_experiment(text: str) -> tuple[str | None, str]:
