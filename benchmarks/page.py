@@ -1,4 +1,4 @@
-"""How soon the page shows something, and answers a search, in a real Chromium. Prints a table.
+"""How soon the page shows something and answers a search, in a real Chromium. Prints a table.
 
 python -m benchmarks.page --checkpoints 5000 --rounds 20
 """
@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, StorageState, expect, sync_playwright
 
-from benchmarks.serving import served
+from benchmarks.served import columns, served
 from tests.browser import chromium
 from tests.browser.conftest import FLAGS
 from tests.web.big_store import EXPERIMENT, build
@@ -24,7 +22,7 @@ _ROWS = "#ck-checkpoints .ck-list tbody tr"
 
 
 def signed_in(browser: Browser, address: str, token: str) -> StorageState:
-    """Return the cookies of a browser that has shown a token."""
+    """Sign in with a token, and return the cookies that keep the browser signed in."""
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(f"{address}?token={token}")
@@ -33,7 +31,7 @@ def signed_in(browser: Browser, address: str, token: str) -> StorageState:
 
 
 def first_paint(browser: Browser, address: str, cookies: StorageState) -> tuple[float, float]:
-    """Return the seconds until a browser without a cache paints, by its own clock, and until the list is there."""
+    """Return the seconds until a browser without a cache paints, by its own clock, and until it shows the list."""
     context = browser.new_context(storage_state=cookies)
     page = context.new_page()
     started = time.perf_counter()
@@ -54,7 +52,13 @@ def search(page: Page, number: int) -> float:
     return time.perf_counter() - started
 
 
-def next_page(page: Page, _: int) -> float:
+def end_search(page: Page, count: int) -> None:
+    """Empty the search field, and wait until the list is that of all checkpoints."""
+    page.get_by_label("Search").fill("")
+    expect(page.locator(".ck-pager")).to_contain_text(f"of {count:,}")
+
+
+def next_page(page: Page) -> float:
     """Return the seconds from a click to the next rows."""
     before = page.locator(_ROWS).first.inner_text()
     started = time.perf_counter()
@@ -81,28 +85,22 @@ def main() -> None:
             cookies = signed_in(browser, address, token)
             first_paint(browser, address, cookies)  # the index is filled, and Gradio's parts are imported
             times = [first_paint(browser, address, cookies) for _ in range(options.rounds)]
+            print("| what | median | p95 | slowest |\n|---|---|---|---|")
             _report("first paint", [painted for painted, _ in times])
-            _report("first list", [listed for _, listed in times])
+            _report(f"the first page of {options.checkpoints:,} checkpoints is there", [listed for _, listed in times])
             page = browser.new_context(storage_state=cookies).new_page()
             page.goto(f"{address}?experiment={EXPERIMENT}")
             page.wait_for_selector(_ROWS)
-            for name, act in (("search", search), ("next page", next_page)):
-                _report(name, _repeated(act, page, options))
+            last = options.checkpoints // 10
+            searches = [search(page, 1 + number * 7 % last) for number in range(options.rounds)]
+            _report("search, from the last key to the rows", searches)
+            end_search(page, options.checkpoints)
+            _report("next page", [next_page(page) for _ in range(options.rounds)])
             browser.close()
 
 
-def _repeated(act: Callable[[Page, int], float], page: Page, options: argparse.Namespace) -> list[float]:
-    if act is next_page:
-        page.get_by_label("Search").fill("")
-        expect(page.locator(".ck-pager")).to_contain_text(f"of {options.checkpoints:,}")
-    last = options.checkpoints // 10
-    return [act(page, 1 + number * 7 % last) for number in range(options.rounds)]
-
-
-def _report(name: str, seconds: list[float]) -> None:
-    p95 = statistics.quantiles(seconds, n=20, method="inclusive")[-1]
-    shown = " | ".join(f"{value * 1000:.0f} ms" for value in (statistics.median(seconds), p95, max(seconds)))
-    print(f"| {name} | {len(seconds)} | {shown} |", flush=True)
+def _report(what: str, seconds: list[float]) -> None:
+    print(f"| {what} | {columns(seconds)} |", flush=True)
 
 
 if __name__ == "__main__":

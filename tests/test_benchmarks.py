@@ -22,6 +22,7 @@ from benchmarks import (
     report,
     retiring,
     saving,
+    served,
     stalls,
     tensors,
     training,
@@ -168,3 +169,12 @@ def test_what_compression_saves_is_a_table() -> None:
     assert found["trained weights, bfloat16", "True"] < found["trained weights, bfloat16", "zstd"] < 0.9
     assert found["moments of AdamW before the first step", "True"] < 0.01
     assert 0.99 < found["random bytes", "True"] < 1.01
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [([0.0104], "10 ms | 10 ms | 10 ms"), ([n / 100 for n in range(1, 102)], "510 ms | 960 ms | 1,010 ms")],
+)
+def test_times_are_told_in_three_columns(seconds: list[float], expected: str) -> None:
+    """The median, the 95th percentile and the slowest, also of a single time."""
+    assert served.columns(seconds) == expected

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from ckpt_lib.advice.described import Described, describe
-from ckpt_lib.advice.results import KINDS, Advice, Kind, PolicyOutcome, Suggestion, kept_of
-from ckpt_lib.advice.rules import Candidate, dominated, duplicates
+from ckpt_lib.advice.results import KINDS, POLICY_COUNTS, Advice, Kind, PolicyOutcome, Suggestion, kept_of
+from ckpt_lib.advice.rules import WHOLE_COUNT, Candidate, dominated, duplicates
 from ckpt_lib.advice.runs import Run, runs_of, series_of
 from ckpt_lib.advice.same_files import SameFiles
 from ckpt_lib.advice.trees import Tree, checkpoints_in
@@ -25,11 +25,8 @@ from ckpt_lib.policies.retention import (
 )
 from ckpt_lib.stream import Progress
 
-_WHOLE = 3
-"""How many of the newest of each run keep the state of their optimizer."""
 _SETTLED_SECONDS = 86_400.0
-"""What was changed later than so long ago may still be written."""
-_COUNTS = (10, 5, 3)
+"""A checkpoint that was changed more recently may still be being written."""
 _LAST_SECONDS = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
 
@@ -202,7 +199,7 @@ class FolderAdvisor:
 
     def _suggest_optimizers(self, group: Sequence[Described]) -> None:
         left = [item for item in group if item.path not in self._suggestions and item.resume_bytes]
-        for item in left[:-_WHOLE]:
+        for item in left[:-WHOLE_COUNT]:
             if item.path in self._reasons or any(file.link_count > 1 for file in item.found.files.values()):
                 continue
             how = "" if item.resume_files else " It has to be written anew without that."
@@ -230,7 +227,7 @@ class FolderAdvisor:
         groups = [(run, group) for run in runs for group in run.groups().values()]
         of_no_series = sum(len(run.items) for run in runs) - sum(len(group) for _, group in groups)
         outcomes = []
-        for count in _COUNTS:
+        for count in POLICY_COUNTS:
             plans = [self._plan(run, group, self._at_most(run, count)) for run, group in groups]
             outcomes.append(
                 PolicyOutcome(

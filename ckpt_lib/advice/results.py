@@ -17,7 +17,9 @@ Certainty = Literal["certain", "likely", "unsure"]
 Action = Literal["delete", "empty_trash", "quarantine", "repair", "thin"]
 """What is to be done in a store: the beginnings of the names of the manager's methods."""
 KINDS: tuple[Kind, ...] = ("leftover", "trash", "damaged", "duplicate", "dominated", "optimizer state")
-"""In which suggestions are listed: what is missed the least comes first."""
+"""The order in which suggestions are listed: what is missed the least comes first."""
+POLICY_COUNTS = (10, 5, 3)
+"""The values of ``max_checkpoints`` whose outcome is told."""
 _MAX_NAMES = 100
 """How many names one command has at most."""
 

@@ -14,6 +14,9 @@ from ckpt_lib.policies.ranking import is_rankable
 if TYPE_CHECKING:
     import numpy as np
 
+WHOLE_COUNT = 3
+"""How many of the newest checkpoints keep all of their state, unless ``thin_after`` says otherwise."""
+
 
 @dataclass(frozen=True)
 class Candidate:

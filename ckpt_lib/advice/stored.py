@@ -10,6 +10,7 @@ from ckpt_lib.advice.best import Seen, best_value
 from ckpt_lib.advice.directions import Directions
 from ckpt_lib.advice.results import (
     KINDS,
+    POLICY_COUNTS,
     Action,
     Advice,
     BestValue,
@@ -19,7 +20,7 @@ from ckpt_lib.advice.results import (
     Suggestion,
     kept_of,
 )
-from ckpt_lib.advice.rules import Candidate, dominated, duplicates
+from ckpt_lib.advice.rules import WHOLE_COUNT, Candidate, dominated, duplicates
 from ckpt_lib.advice.savings import Savings
 from ckpt_lib.advice.unfinished import UnfinishedFinder
 from ckpt_lib.core.manifest import Manifest
@@ -36,9 +37,6 @@ from ckpt_lib.policies.retention import KeepNewest, RetentionPolicy, plan_retent
 Step = Callable[[int, int], object]
 """Is told how many of how many checkpoints were looked at."""
 
-DEFAULT_WHOLE = 3
-"""How many of the newest keep all of their state where ``thin_after`` says nothing."""
-_COUNTS = (10, 5, 3)
 _CERTAINTIES: dict[Kind, Certainty] = {"duplicate": "certain", "damaged": "unsure"}
 
 
@@ -159,7 +157,7 @@ class StoredAdvisor:
             now=datetime.now(UTC),
             monitors=self._monitors(view),
             protected=protected,
-            thin_after=DEFAULT_WHOLE if after is None else after,
+            thin_after=WHOLE_COUNT if after is None else after,
         )
         savings = Savings(self.locations.home)
         for number, name in enumerate(plan.thinned_ids, start=1):
@@ -192,7 +190,7 @@ class StoredAdvisor:
 
     def _policies(self, view: View) -> list[PolicyOutcome]:
         config, monitor = self.locations.config, self._monitors(view)[0]
-        counts = dict.fromkeys([config.max_checkpoints, *_COUNTS])
+        counts = dict.fromkeys([config.max_checkpoints, *POLICY_COUNTS])
         asked = [
             (f"max_checkpoints={count}", at_most(count, monitor), f"ckpt cleanup --keep {count}") for count in counts
         ]

@@ -42,14 +42,14 @@ class UnfinishedFinder:
     def find(self) -> Unfinished:
         found = Unfinished()
         now = datetime.now(UTC)  # asking the store's clock would write a file
-        self._claims(found, now)
+        self._add_claims(found, now)
         for manifest in self.view.purging:
             size_bytes = self.size_of(manifest.removable_names)
             found.add("leftover", manifest.checkpoint_id, "Its deletion did not come to its end.", size_bytes)
-        self._deleted(found, now)
+        self._add_deleted(found, now)
         for manifest in (*self.view.manifests, *self.view.deleted):
-            self._next(found, manifest, now)
-        self._files(found)
+            self._add_next(found, manifest, now)
+        self._add_files(found)
         return found
 
     def size_of(self, names: Iterable[str]) -> int:
@@ -67,7 +67,7 @@ class UnfinishedFinder:
             entry = self.experiment.store.stat(key)
         return entry.size_bytes if entry else 0
 
-    def _claims(self, found: Unfinished, now: datetime) -> None:
+    def _add_claims(self, found: Unfinished, now: datetime) -> None:
         for claim in self.view.claims:
             if claim.state == "gone":
                 continue
@@ -81,8 +81,8 @@ class UnfinishedFinder:
             elif size_bytes:
                 found.kept.append((claim.checkpoint_id, size_bytes, "being written"))
 
-    def _deleted(self, found: Unfinished, now: datetime) -> None:
-        """Say what is in the trash. It stays while no other checkpoint is sound."""
+    def _add_deleted(self, found: Unfinished, now: datetime) -> None:
+        """Add what is in the trash, which stays while no other checkpoint is sound."""
         is_last = not any(item.quarantined is None for item in self.view.whole)
         for manifest in self.view.deleted:
             size_bytes, name = self.size_of(_stored(manifest)), manifest.checkpoint_id
@@ -93,23 +93,23 @@ class UnfinishedFinder:
             found.add("trash", name, f"It was deleted, and can be brought back for another {left}.", size_bytes)
         for manifest in self.view.manifests:
             if manifest.obsolete:
-                self._obsolete(found, manifest, is_last=is_last)
+                self._add_obsolete(found, manifest, is_last=is_last)
 
-    def _obsolete(self, found: Unfinished, manifest: Manifest, *, is_last: bool) -> None:
+    def _add_obsolete(self, found: Unfinished, manifest: Manifest, *, is_last: bool) -> None:
         name = manifest.checkpoint_id
         size_bytes = self.size_of(file.name for item in manifest.obsolete for file in item.files)
         if is_last or not manifest.is_valid or manifest not in self.view.whole:
             found.kept.append((name, size_bytes, "what it held before it was thinned"))
         else:
-            back = "what it lost can be brought back until the trash is emptied"
-            why = back if manifest.thinned else "that was undone, and a copy is left"
-            found.add("trash", name, f"It was thinned; {why}.", size_bytes)
+            undone = "Its thinning was undone; a copy of its payload is left."
+            lost = "It was thinned; what it lost can be brought back until the trash is emptied."
+            found.add("trash", name, lost if manifest.thinned else undone, size_bytes)
 
     def _left_seconds(self, since: datetime | None, now: datetime) -> float:
         return ((since or now) + timedelta(seconds=self.trash_seconds) - now).total_seconds()
 
-    def _next(self, found: Unfinished, manifest: Manifest, now: datetime) -> None:
-        """Say what was written to take the place of a payload."""
+    def _add_next(self, found: Unfinished, manifest: Manifest, now: datetime) -> None:
+        """Add what was written to take the place of a payload."""
         if manifest.next is None:
             return
         current = self.experiment.read(manifest.checkpoint_id)
@@ -123,8 +123,8 @@ class UnfinishedFinder:
         else:
             found.kept.append((manifest.checkpoint_id, size_bytes, "being written"))
 
-    def _files(self, found: Unfinished) -> None:
-        """Say which payload files no record names."""
+    def _add_files(self, found: Unfinished) -> None:
+        """Add the payload files that no record names."""
         records = self._records()
         unreadable = {str(error.checkpoint_id): error for error in self.view.unreadable}
         for key in sorted(self.view.entries):

@@ -140,9 +140,9 @@ def _elsewhere(locations: Locations, name: str, error: CheckpointNotFoundError) 
 
 
 def _named(name: str, manifests: Sequence[Manifest]) -> Manifest | None:
-    """Return the newest of some checkpoints that has the name as its id, short id or tag."""
-    selector = Selector.parse(name)
-    return next(iter(reversed(selector.matching_ids(manifests) or selector.tagged(manifests))), None)
+    """Return the newest of some checkpoints that has the name as its tag, id or short id."""
+    found = Selector.parse(name).named(manifests)
+    return found[-1] if found else None
 
 
 def _in_quarantine(locations: Locations, name: str) -> Diagnosis | None:

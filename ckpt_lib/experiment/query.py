@@ -266,6 +266,8 @@ class Catalogue:
         if not selector.is_id and (tagged := selector.tagged(manifests)):
             return tagged[::-1]
         matching = [item for item in selector.matching_ids(manifests) if not self._is_deleted(item)]
+        if not matching:
+            return []
         if len(matching) > 1:
             raise CheckpointNotFoundError(
                 f"{shown(selector.name)} is short for {len(matching)} checkpoints",
@@ -273,8 +275,9 @@ class Catalogue:
                 expected="more of the id",
                 got=listed([item.checkpoint_id for item in matching], most=5),
             )
-        begins = next((at for at, item in enumerate(manifests) if item is matching[0]), -1) if matching else -1
-        return list(reversed(manifests[: begins + 1]))
+        # By identity: ``index`` would compare thousands of manifests field by field.
+        position = next(at for at, item in enumerate(manifests) if item is matching[0])
+        return list(reversed(manifests[: position + 1]))
 
     def _first(self, manifests: Iterable[Manifest]) -> Manifest | None:
         return next((manifest for manifest in manifests if not self._is_deleted(manifest)), None)

@@ -14,19 +14,29 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self, TypeVar
 
 from ckpt_lib.core.names import is_checkpoint_id
-
-if TYPE_CHECKING:
-    from ckpt_lib.core.manifest import Manifest
 
 LATEST, BEST = "latest", "best"
 
 _BACK = re.compile(r"(.*)~(\d{1,9})", re.DOTALL)
 _SHORT_ID = re.compile(r"(?:checkpoint_)?epoch_(\d{1,18})(?:_step_(\d{1,18})(?:_(\d[\d_]{0,30}))?)?")
+
+
+class Named(Protocol):
+    """What people can name: a manifest, or the metadata that they see of one."""
+
+    @property
+    def checkpoint_id(self) -> str: ...
+
+    @property
+    def tags(self) -> Collection[str]: ...
+
+
+N = TypeVar("N", bound=Named)
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,15 @@ class Selector:
     def is_best(self) -> bool:
         return not self.is_tag and self.name == BEST
 
-    def tagged(self, manifests: Sequence[Manifest]) -> list[Manifest]:
-        """Return which checkpoints carry it as a tag."""
-        return [manifest for manifest in manifests if self.name in manifest.tags]
+    def named(self, checkpoints: Sequence[N]) -> list[N]:
+        """Return the checkpoints that carry it as a tag or, if none does, those whose id it is, whole or in short."""
+        return ([] if self.is_id else self.tagged(checkpoints)) or self.matching_ids(checkpoints)
 
-    def matching_ids(self, manifests: Sequence[Manifest]) -> list[Manifest]:
+    def tagged(self, checkpoints: Sequence[N]) -> list[N]:
+        """Return the checkpoints that carry it as a tag."""
+        return [item for item in checkpoints if self.name in item.tags]
+
+    def matching_ids(self, checkpoints: Sequence[N]) -> list[N]:
         """Return the checkpoints whose id it is, whole or in short.
 
         Numbers are compared as numbers: ``epoch_12`` is no short form of an id of epoch 120.
@@ -71,22 +85,22 @@ class Selector:
         if self.is_tag:
             return []
         if self.is_id:
-            return [manifest for manifest in manifests if manifest.checkpoint_id == self.name]
-        match = _SHORT_ID.fullmatch(self.name)
-        if match is None:
-            return []
-        epoch = f"{int(match[1])}_"  # to take thousands of ids apart takes a while
-        return [item for item in manifests if epoch in item.checkpoint_id and _is_short_for(match, item.checkpoint_id)]
+            return [item for item in checkpoints if item.checkpoint_id == self.name]
+        start = _start_of_ids(self.name)
+        return [item for item in checkpoints if start and item.checkpoint_id.startswith(start)]
 
 
-def _is_short_for(match: re.Match[str], checkpoint_id: str) -> bool:
+def _start_of_ids(short: str) -> str | None:
+    """Return how all ids begin that ``short`` may stand for; ``None`` if it is no short form of an id.
+
+    An id spells each number in one way only, so thousands of ids are compared as texts, which is faster than parsing.
+    """
+    match = _SHORT_ID.fullmatch(short)
+    if match is None:
+        return None
     epoch, step, rest = match.groups()
-    _, _, found_epoch, _, found_step, found_rest = checkpoint_id.split("_", 5)
-    return (
-        int(found_epoch) == int(epoch)
-        and (step is None or int(found_step) == int(step))
-        and (rest is None or found_rest.startswith(rest))
-    )
+    start = f"checkpoint_epoch_{int(epoch):04d}_step_"
+    return start if step is None else f"{start}{int(step):06d}_{rest or ''}"
 
 
 def split_experiment(text: str) -> tuple[str | None, str]:

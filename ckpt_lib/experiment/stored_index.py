@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from ckpt_lib.index.database import IndexDatabase
 
 WORTH_ASKING = 64
-"""From so many records on, asking the database takes less time than reading them does."""
+"""For this many records or more, asking the database takes less time than reading them."""
 
 
 def store_name(store: Store) -> str:
-    """Return what names a store in the database: the same on all machines that find it by one URL, and on no others."""
+    """Return the name of a store in the database: the same on all machines that reach it by the same URL."""
     owner = platform.node()
     with suppress(NotAStoreError):
         owner = read_identity(store).uid
-    return f"{owner} {store.url}".encode(errors="backslashreplace").decode()  # a path may be no text
+    return f"{owner} {store.url}".encode(errors="backslashreplace").decode()  # a path need not be valid UTF-8
 
 
 class StoredIndex:
@@ -43,9 +43,11 @@ class StoredIndex:
         self._experiment_name = experiment_name
         self._index_url = index_url
         self._noted: dict[str, tuple[str, bool]] | None = None
+        """The version of each record that the database is known to hold, and whether its payload was complete."""
 
     @property
     def is_kept(self) -> bool:
+        """Whether the database keeps rows for this store."""
         return scheme_of(self._store.url) != "memory"
 
     @cached_property
@@ -59,31 +61,45 @@ class StoredIndex:
         return database_at(self._index_url)
 
     def unread(self, unread_count: int) -> Mapping[str, Known]:
-        """Return the records that the database knows, where that takes less time than reading so many; once."""
+        """Return the records that the database knows, if that takes less time than reading ``unread_count`` of them.
+
+        The database is asked once: after that, this process knows as much itself.
+        """
         if self._noted is not None or unread_count < WORTH_ASKING or not self.is_kept:
             return {}
-        return self._load()
+        records = self._database.known(self._key)
+        self._noted = {checkpoint_id: (known.version, known.is_complete) for checkpoint_id, known in records.items()}
+        return records
 
     def note(
         self,
         view: View,
-        versions: Mapping[str, tuple[str, Manifest | Claim | CheckpointError]],
+        found: Mapping[str, tuple[str, Manifest | Claim | CheckpointError]],
         listed_seconds: float,
         folder_version: str | None,
         *,
         is_wanted: bool,
     ) -> None:
-        """Write what a listing has shown, if that is wanted or much of it is new."""
+        """Write what a listing has found, if that is wanted or much of it is new.
+
+        ``found`` holds each record, or why it cannot be read, with the version of its key.
+        """
         if not self.is_kept:
             return
         complete = {manifest.checkpoint_id for manifest in view.whole}
         readable = {
-            name: (version, item) for name, (version, item) in versions.items() if isinstance(item, Manifest | Claim)
+            checkpoint_id: (version, record)
+            for checkpoint_id, (version, record) in found.items()
+            if not isinstance(record, CheckpointError)
         }
-        before, now = self._noted or {}, {name: (version, name in complete) for name, (version, _) in readable.items()}
+        before = self._noted or {}
+        now = {checkpoint_id: (version, checkpoint_id in complete) for checkpoint_id, (version, _) in readable.items()}
         if not is_wanted and len(before.items() ^ now.items()) < WORTH_ASKING:
             return
-        records = {name: Known(version, item, name in complete) for name, (version, item) in readable.items()}
+        records = {
+            checkpoint_id: Known(version, record, checkpoint_id in complete)
+            for checkpoint_id, (version, record) in readable.items()
+        }
         overview = overview_of(view, self._experiment_name, listed_seconds)
         if self._database.note(self._key, Listing(listed_seconds, folder_version, records, overview)):
             self._noted = now
@@ -95,15 +111,6 @@ class StoredIndex:
     def overview(self, folder_version: str) -> ExperimentOverview | None:
         """Return the folder in a few numbers; ``None`` unless the database knows it as of this version."""
         return self._database.overview_of(self._key, folder_version)
-
-    def _load(self) -> Mapping[str, Known]:
-        known = self._database.known(self._key)
-        self._noted = _noted_of(known)
-        return known
-
-
-def _noted_of(records: Mapping[str, Known]) -> dict[str, tuple[str, bool]]:
-    return {checkpoint_id: (known.version, known.is_complete) for checkpoint_id, known in records.items()}
 
 
 def overview_of(view: View, experiment_name: str, listed_seconds: float) -> ExperimentOverview:

@@ -62,7 +62,7 @@ def test_the_trash_offers_to_undo_what_can_be_undone(trained: tuple[Path, list[s
     assert "1 other checkpoint in the trash" in shown
     assert "--undo" not in shown
     advised = " ".join(run("advise", store=store).stdout.split())
-    assert "It was thinned; that was undone, and a copy is left." in advised
+    assert "Its thinning was undone; a copy of its payload is left." in advised
 
 
 def test_a_dry_run_says_what_would_become_of_them(trained: tuple[Path, list[str]]) -> None:

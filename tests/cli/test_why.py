@@ -67,6 +67,15 @@ def test_a_checkpoint_is_diagnosed_wherever_it_is(store: Path, ids: list[str]) -
     assert (found["state"], found["checkpoint_id"]) == ("unknown", None)
 
 
+def test_a_tag_says_more_than_the_short_form_of_an_id(store: Path, ids: list[str]) -> None:
+    """Of two deleted checkpoints, the diagnosis is about the one that an undeletion brings back by that name."""
+    run("tag", ids[0], "--add", "epoch_2", store=store)
+    run("delete", ids[0], ids[1], "--yes", store=store)
+    found = diagnosis(store, "epoch_2")
+    assert (found["state"], found["checkpoint_id"]) == ("deleted", ids[0])
+    assert run_json("undelete", "epoch_2", store=store)["undeleted_ids"] == [ids[0]]
+
+
 def test_a_damaged_manifest_is_diagnosed(store: Path, ids: list[str]) -> None:
     """One that cannot be read is damage, and its backup repairs it."""
     (store / "digits" / f"{ids[2]}.json").write_bytes(b"{}")

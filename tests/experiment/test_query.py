@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ckpt_lib import CheckpointManager
+from ckpt_lib.core.manifest import Manifest
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.core.monitor import Monitor
 from ckpt_lib.core.names import CheckpointId
@@ -28,6 +29,7 @@ from ckpt_lib.errors import (
 from ckpt_lib.experiment import copies, deletion, edits
 from ckpt_lib.experiment.experiment import Experiment
 from ckpt_lib.experiment.query import Catalogue, MonitorRecord
+from ckpt_lib.experiment.selectors import Selector
 from ckpt_lib.index.places import SORTABLE
 from ckpt_lib.index.selection import select
 from ckpt_lib.store import Entry, open_store
@@ -138,6 +140,17 @@ def test_an_id_may_be_short_if_it_is_the_only_one(experiment: Experiment, name: 
     catalogue = Catalogue(experiment)
     assert catalogue.resolve(name).checkpoint_id == wanted
     assert catalogue.resolve(wanted[: len(wanted) - 3]).checkpoint_id == wanted
+
+
+@given(st.integers(0, 10**9), st.integers(0, 10**9), st.integers(0, 9))
+def test_the_short_forms_of_any_id_stand_for_it(epoch: int, step: int, suffix: int) -> None:
+    """However many digits its numbers have, and for no id of the next epoch or step."""
+    moment = datetime(2026, 12, 1, tzinfo=UTC)
+    ids = [CheckpointId(*at, moment, suffix) for at in ((epoch, step), (epoch + 1, step), (epoch, step + 1))]
+    records = [Manifest.model_construct(checkpoint_id=str(item)) for item in ids]
+    assert Selector.parse(f"epoch_{epoch}").matching_ids(records) == [records[0], records[2]]
+    for short in (f"epoch_{epoch}_step_{step}", f"epoch_{epoch}_step_{step}_20261201"):
+        assert Selector.parse(short).matching_ids(records) == [records[0]]
 
 
 def test_a_short_id_of_several_is_refused(experiment: Experiment) -> None:
