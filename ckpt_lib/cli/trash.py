@@ -100,7 +100,8 @@ def trash(
     if empty:
         going = (item for item in deleted if item.checkpoint_id in removed and item.original is None)
         freed_bytes = sum(item.file_size for item in going)
-        freed_bytes += sum(dropped.values()) - sum(manager.dropped_bytes().values())
+        left = manager.dropped_bytes()
+        freed_bytes += sum(size_bytes - left.get(name, 0) for name, size_bytes in dropped.items())
         note(f"{count_of(len(removed), 'checkpoint')} deleted for good, {size_text(freed_bytes)} freed.")
         return
     if deleted:

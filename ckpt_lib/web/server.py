@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import socket
-import sys
 from collections.abc import Callable
 from contextlib import closing
 
@@ -21,8 +20,6 @@ from ckpt_lib.web.settings import ServerSettings
 _SECONDS_TO_END = 10
 """A client that takes or sends nothing must not keep the server from ending; what it has sent is kept."""
 
-_SECONDS_OF_A_THREAD = 0.001
-"""After so long, a thread that computes makes way for one that waits. Listing a large folder waits for each file."""
 _SECONDS_IDLE = 75
 """Longer than clients keep an idle connection, as httpx does for 5 s: a request on one that is being closed fails."""
 
@@ -46,18 +43,8 @@ def run(
         jobs.open()  # before the address is announced
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         announce(f"http://{host}:{listener.getsockname()[1]}")
-        import os
-        import sys
-
-        sys.setswitchinterval(float(os.environ.get("SWI", "0.005")))
         gc.freeze()  # what is there now stays: to look through it for garbage would hold up answers
         ApiServer(app).run(sockets=[listener])
-
-
-def _prefer_answers() -> None:
-    """Keep the threads of this process from holding up its answers for long."""
-    sys.setswitchinterval(_SECONDS_OF_A_THREAD)
-    gc.freeze()  # what is there now stays, and need not be looked through for garbage
 
 
 class ApiServer(uvicorn.Server):

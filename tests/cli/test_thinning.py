@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.cli import trash
+from ckpt_lib.core.wording import size_text
 from tests.cli.running import on_posix, run, run_json, run_on_terminal
 
 
@@ -51,6 +53,19 @@ def test_thin_and_undo(trained: tuple[Path, list[str]]) -> None:
     assert "has been removed" in run("thin", "--undo", second, store=store, code=2).stderr
     assert run_json("restore", second, store=store)
     assert run_json("show", second, store=store)["is_thinned"] is False
+
+
+def test_what_was_freed_is_told_whatever_comes_meanwhile(
+    trained: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another program thins while a person is asked stays in the trash, and is not taken off."""
+    store, (first, second, _) = trained
+    run("thin", first, "--yes", store=store)
+    (lost_bytes,) = run_json("trash", store=store)["dropped_bytes"].values()
+    monkeypatch.setattr(trash, "confirm", lambda _: run("thin", second, "--yes", store=store))
+    monkeypatch.setattr(trash, "refuse_to_ask", lambda **_: None)
+    assert f"{size_text(lost_bytes)} freed" in run("trash", "--empty", store=store).stderr
+    assert set(run_json("trash", store=store)["dropped_bytes"]) == {second}
 
 
 def test_the_trash_offers_to_undo_what_can_be_undone(trained: tuple[Path, list[str]]) -> None:

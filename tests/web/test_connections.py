@@ -68,7 +68,7 @@ def test_a_client_decides_when_an_idle_connection_ends(settings: ServerSettings)
     with served(settings) as client, kept(client) as connection:
         assert answered(connection) == 200
         first = connection.sock
-        time.sleep(6)
+        time.sleep(6)  # longer than servers keep one that nobody has told otherwise
         assert answered(connection) == 200
         assert connection.sock is first
 
