@@ -10,7 +10,7 @@ from ckpt_lib.store.base import ABSENT, Capabilities, Condition
 
 _FORBIDDEN = re.compile(r"[\\\x00-\x1f]")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
-"""What most names are. A listing looks at thousands."""
+"""The shape of nearly all names: one match is faster than five checks, and a listing has thousands."""
 OWN_FOLDER = ".ckpt-tmp"
 """Folders of this name are the store's own: no key may lie in one, and no listing shows one."""
 MAX_PART_BYTES = 255

@@ -13,7 +13,7 @@ from ckpt_lib.errors import CheckpointError
 from tests.torture.processes import ChildError, result_of
 
 MAX_SECONDS = 4.0
-"""Of the processor, whose time counts double where two programs share a core; alone, nothing takes half of it."""
+"""Of the processor. A bare pickle of dicts took 2.2 s beside another program on the same core."""
 MAX_EXTRA_BYTES = 2**30
 _PATIENCE_SECONDS = 60.0
 
