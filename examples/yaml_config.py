@@ -1,4 +1,4 @@
-"""Configure by a YAML file, and override it by the environment: ``CKPT_MAX_CHECKPOINTS=2 python examples/yaml_config.py``."""
+"""Configure by ``examples/checkpoints.yaml``; the environment overrides it, as ``CKPT_MAX_CHECKPOINTS=2`` does."""
 
 from pathlib import Path
 
