@@ -6,12 +6,22 @@ import re
 import uuid
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Self
+from typing import Any, Self, cast
 
+import fastapi
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
@@ -49,8 +59,25 @@ _STATUS_OF_CLASS: tuple[tuple[type[Exception], HTTPStatus], ...] = (
 after a repair."""
 
 
+class Refusal(fastapi.HTTPException):
+    """What HTTP itself refuses, with what was expected and what to do."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        expected: str | None = None,
+        hint: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, detail, headers)
+        self.expected = expected
+        self.hint = hint
+
+
 class Problem(BaseModel):
-    """An error of a request or a job."""
+    """An error of a request or a job. What is null or empty is left out."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -63,13 +90,22 @@ class Problem(BaseModel):
     expected: str | None = None
     got: str | None = None
     hint: str | None = Field(default=None, description="What to do next.")
-    damages: list[Damage] = Field(default=[], description="Which bytes of which files differ.")
+    damages: list[Damage] = Field(default=[], description="Which bytes of which files differ, if any do.")
 
     @classmethod
     def of(cls, kind: str, status: int, detail: str, **more: Any) -> Self:
         """Return a problem of a kind, which is the name of a class."""
         title = HTTPStatus(status).phrase if kind == HTTP_ERROR else title_of(kind)
         return cls(type=kind, title=title, status=status, detail=detail, **more)
+
+    @model_serializer(mode="wrap")
+    def _of_what_is_known(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if value not in (None, [], ())}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        # That of the fields: of what a function returns, it would say no more than that it is an object.
+        return handler(cast("CoreSchema", {**core_schema, "serialization": None}))
 
 
 def documented(description: str) -> dict[str, Any]:
@@ -109,14 +145,14 @@ def title_of(kind: str) -> str:
 
 def response_of(problem: Problem, headers: dict[str, str] | None = None) -> JSONResponse:
     """Return a problem as a response."""
-    content = problem.model_dump(mode="json", exclude_none=True)
-    return JSONResponse(content, problem.status, headers, media_type=MEDIA_TYPE)
+    return JSONResponse(problem.model_dump(mode="json"), problem.status, headers, media_type=MEDIA_TYPE)
 
 
 def response_of_status(error: HTTPException) -> JSONResponse:
     """Return an error of HTTP itself as a response."""
     detail = error.detail if isinstance(error.detail, str) else HTTPStatus(error.status_code).phrase
-    return response_of(Problem.of(HTTP_ERROR, error.status_code, detail), dict(error.headers or {}))
+    more = {"expected": error.expected, "hint": error.hint} if isinstance(error, Refusal) else {}
+    return response_of(Problem.of(HTTP_ERROR, error.status_code, detail, **more), dict(error.headers or {}))
 
 
 def response_of_error(error: errors.CheckpointError) -> JSONResponse:
