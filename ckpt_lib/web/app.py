@@ -16,11 +16,10 @@ from ckpt_lib.web.gate import Gate
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
 from ckpt_lib.web.places import Places
-from ckpt_lib.web.settings import ServerSettings
+from ckpt_lib.web.settings import PREFIX, ServerSettings
 from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.watcher import Watcher
 
-PREFIX = "/api/v1"
 _DESCRIPTION_PATH = f"{PREFIX}/openapi.json"
 
 _ERRORS = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
@@ -21,6 +21,7 @@ from ckpt_lib.maintenance.importing.report import ImportedItem
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.stream import Progress
 from ckpt_lib.web.exports import Exports
+from ckpt_lib.web.hints import in_words_of_the_api
 from ckpt_lib.web.managers import home_of
 from ckpt_lib.web.problems import Problem, problem_of
 from ckpt_lib.web.results import (
@@ -73,6 +74,16 @@ class Outcome(BaseModel):
     )
     result: AnyResult | None = None
     problem: Problem | None = None
+
+    def for_clients(self, experiment: str) -> Self:
+        """Return the outcome with operations of the API in the place of commands."""
+        update: dict[str, Any] = {}
+        if self.problem is not None:
+            update["problem"] = self.problem.for_clients(experiment)
+        if isinstance(self.result, Imported) and self.result.reason:
+            reason = in_words_of_the_api(self.result.reason, experiment, self.checkpoint_id)
+            update["result"] = self.result.model_copy(update={"reason": reason})
+        return self.model_copy(update=update) if update else self
 
 
 class Work(BaseModel):

@@ -28,6 +28,7 @@ from starlette.routing import compile_path
 from ckpt_lib import errors
 from ckpt_lib.core.damage import Damage
 from ckpt_lib.core.logs import logger
+from ckpt_lib.web.hints import in_words_of_the_api
 
 MEDIA_TYPE = "application/problem+json"
 HTTP_ERROR = "HTTPError"
@@ -98,6 +99,13 @@ class Problem(BaseModel):
         title = HTTPStatus(status).phrase if kind == HTTP_ERROR else title_of(kind)
         return cls(type=kind, title=title, status=status, detail=detail, **more)
 
+    def for_clients(self, experiment: str | None) -> Self:
+        """Return the problem with a hint that names operations of the API, where the library's names commands."""
+        if self.hint is None:
+            return self
+        hint = in_words_of_the_api(self.hint, experiment, self.checkpoint_id)
+        return self.model_copy(update={"hint": hint})
+
     @model_serializer(mode="wrap")
     def _of_what_is_known(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {name: value for name, value in handler(self).items() if value not in (None, [], ())}
@@ -155,19 +163,19 @@ def response_of_status(error: HTTPException) -> JSONResponse:
     return response_of(Problem.of(HTTP_ERROR, error.status_code, detail, **more), dict(error.headers or {}))
 
 
-def response_of_error(error: errors.CheckpointError) -> JSONResponse:
-    """Return an error of the library as a response."""
+def response_of_error(error: errors.CheckpointError, experiment: str | None = None) -> JSONResponse:
+    """Return an error of the library, in a request about an experiment, as a response."""
     headers = {"Retry-After": str(error.retry_seconds)} if isinstance(error, errors.LimitError) else None
-    return response_of(problem_of(error), headers)
+    return response_of(problem_of(error).for_clients(experiment), headers)
 
 
 def install(app: FastAPI) -> None:
     """Answer every error of an app with a problem."""
 
     @app.exception_handler(errors.CheckpointError)
-    def tell_error(_: Request, error: Exception) -> JSONResponse:
+    def tell_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, errors.CheckpointError)
-        return response_of_error(error)
+        return response_of_error(error, request.path_params.get("experiment"))
 
     @app.exception_handler(HTTPException)
     def tell_status(request: Request, error: Exception) -> JSONResponse:

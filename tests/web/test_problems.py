@@ -7,12 +7,15 @@ from typing import Any
 
 import httpx
 import pytest
+from torch import nn
 
-from ckpt_lib import CheckpointConfig
+from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.web import ServerSettings
+from ckpt_lib.web.hints import OPERATIONS, in_words_of_the_api
 from ckpt_lib.web.tokens import TokenFile
 from tests.web.running import ended, served
 
+HERE = "/api/v1/experiments/digits"
 JOBS = "/experiments/digits/jobs"
 LATEST = "/experiments/digits/checkpoints/latest"
 
@@ -73,3 +76,78 @@ def test_what_concerns_no_checkpoint_names_none(client: httpx.Client) -> None:
     assert [outcome["checkpoint_id"] for outcome in done["result"]] == [None]
     failed = ended(client, client.post(JOBS, json=work | {"metric": "nothing"}))
     assert failed["problem"].keys() == {"type", "title", "status", "detail", "expected"}
+
+
+def test_hints_name_operations(client: httpx.Client, config: CheckpointConfig) -> None:
+    """Of the experiment and the checkpoint that the request was about, and each that is named can be sent."""
+    manager = CheckpointManager(config, "digits")
+    checkpoint_id = manager.checkpoint_ids()[0]
+    manager.pin_checkpoint(checkpoint_id)
+    path = f"/experiments/digits/checkpoints/{checkpoint_id}"
+    pinned = problem(client.delete(path), 409)
+    request = f'PATCH {HERE}/checkpoints/{checkpoint_id} {{"pinned": false}}'
+    assert pinned["hint"] == f"`{request}` unpins it."
+    method, address, body = request.split(maxsplit=2)
+    headers = {"content-type": "application/json"}
+    sent = client.request(method, address.removeprefix("/api/v1"), content=body, headers=headers)
+    assert sent.status_code == 200
+    assert client.delete(path).status_code == 200
+    assert f"`POST {HERE}/checkpoints/{checkpoint_id}/undelete`" in problem(client.get(path), 404)["hint"]
+    assert (
+        f"`GET {HERE}/checkpoints` shows" in problem(client.get("/experiments/digits/checkpoints/no-such"), 404)["hint"]
+    )
+    assert f"`GET {HERE}/checkpoints/NAME` tells" in problem(client.delete(LATEST), 422)["hint"]
+    client.post(f"{LATEST}/metrics", json={"metrics": {"f1": 1}, "source": "a"})
+    added = problem(client.post(f"{LATEST}/metrics", json={"metrics": {"f1": 2}, "source": "b"}), 409)
+    assert '(`"replace": true`)' in added["hint"]
+
+
+def test_hints_in_jobs_name_operations(client: httpx.Client, config: CheckpointConfig) -> None:
+    """Where a job is shown, listed or told of; it is stored as the library says it, for the page."""
+    gone = CheckpointManager(config, "digits").delete_checkpoint("epoch_1")
+    work = {"operation": "validate", "names": [gone]}
+    job = ended(client, client.post(JOBS, json=work))
+    (listed,) = client.get("/jobs").json()["items"]
+    for told in (job["problem"], job["result"][0]["problem"], listed["problem"]):
+        assert f"`POST {HERE}/checkpoints/{gone}/undelete`" in told["hint"], told
+
+
+def test_warnings_name_operations(client: httpx.Client, config: CheckpointConfig) -> None:
+    """Of a summary and of a plan, as the hints of errors."""
+    CheckpointManager(config, "bare").save_checkpoint(model=nn.Linear(1, 1), epoch=1, metrics={"f1": 1.0})
+    warnings = [
+        client.get("/experiments/bare/summary").json()["monitor_warning"],
+        client.get("/experiments/bare/retention").json()["warning"],
+    ]
+    for warning in warnings:
+        assert "`POST /api/v1/experiments/bare/jobs" in warning
+        assert "set_monitor" not in warning
+
+
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [
+        ("`ckpt repair ID` does it.", f'`POST {HERE}/jobs {{"operation": "repair", "names": ["ID"]}}` does it.'),
+        ("`ckpt thin --undo a`.", f'`POST {HERE}/jobs {{"operation": "thin", "names": ["a"], "undo": true}}`.'),
+        ("`ckpt trash --empty`", f'`POST {HERE}/jobs {{"operation": "empty_trash"}}`'),
+        ("`ckpt undelete` may", f"`POST {HERE}/checkpoints/ID/undelete` may"),
+        ("`ckpt show a/b`", f"`GET {HERE}/checkpoints/a%2Fb`"),
+        ("`ckpt list --backups` lists them.", None),
+        ("`ckpt quarantine` lists what is.", None),
+        ("`ckpt doctor` shows it, `ckpt import` takes it in.", None),
+        ("Did you mean 'best'?", None),
+    ],
+)
+def test_what_no_operation_does_stays_a_command(hint: str, said: str | None) -> None:
+    """Only a person at the machine of the server can do it."""
+    assert in_words_of_the_api(hint, "digits") == (said or hint)
+
+
+def test_each_operation_of_a_hint_is_one_of_the_api(client: httpx.Client) -> None:
+    """With the names of its parameters, and with a body that it understands."""
+    paths = client.get("/openapi.json").json()["paths"]
+    for command, operation in OPERATIONS.items():
+        assert operation.method.lower() in paths[f"/api/v1{operation.path}"], command
+        if operation.body is not None:
+            place = operation.path.replace("{experiment}", "none").replace("{name}", "none")
+            assert client.request(operation.method, place, json=operation.body).status_code == 404, command
