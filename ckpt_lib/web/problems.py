@@ -29,11 +29,21 @@ from ckpt_lib import errors
 from ckpt_lib.core.damage import Damage
 from ckpt_lib.core.logs import logger
 from ckpt_lib.web.hints import in_words_of_the_api
+from ckpt_lib.web.request_errors import Described, told_of
+from ckpt_lib.web.settings import PREFIX
 
 MEDIA_TYPE = "application/problem+json"
 HTTP_ERROR = "HTTPError"
 """The type of what HTTP itself refuses, whose title is that of the status."""
-_SAID = {404: "there is nothing at this address", 405: "this address has no such method; Allow names those it has"}
+_SAID = {
+    HTTPStatus.NOT_FOUND.phrase: (
+        "there is nothing at this address",
+        f"Addresses of the API begin with {PREFIX}; `GET {PREFIX}/openapi.json` lists them.",
+    ),
+    HTTPStatus.METHOD_NOT_ALLOWED.phrase: ("this address has no such method", "Allow names those that it has."),
+    "There was an error parsing the body": ("the body cannot be read as text", "Send JSON in UTF-8."),
+}
+"""What the router and FastAPI say, and what to say instead, with what to do."""
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z][a-z]*")
 
 _STATUS_OF_CLASS: tuple[tuple[type[Exception], HTTPStatus], ...] = (
@@ -182,15 +192,15 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods_at(app, request.url.path)):
             error.headers = {"Allow": ", ".join(methods)}  # that of the router names the methods of one function
-        if error.detail == HTTPStatus(error.status_code).phrase:  # the router says no more
-            error.detail = _SAID.get(error.status_code, error.detail)
+        if error.detail in _SAID:
+            detail, hint = _SAID[error.detail]
+            error = Refusal(error.status_code, detail, hint=hint, headers=dict(error.headers or {}))
         return response_of_status(error)
 
     @app.exception_handler(RequestValidationError)
-    def tell_invalid(_: Request, error: Exception) -> JSONResponse:
+    def tell_invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        messages = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
-        return response_of(Problem.of("RequestError", 422, "the request cannot be understood", got="; ".join(messages)))
+        return response_of(Problem.of("RequestError", 422, **told_of(error.errors(), Described(app, request))))
 
     @app.exception_handler(Exception)
     def tell_bug(_: Request, error: Exception) -> JSONResponse:

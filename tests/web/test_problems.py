@@ -151,3 +151,95 @@ def test_each_operation_of_a_hint_is_one_of_the_api(client: httpx.Client) -> Non
         if operation.body is not None:
             place = operation.path.replace("{experiment}", "none").replace("{name}", "none")
             assert client.request(operation.method, place, json=operation.body).status_code == 404, command
+
+
+@pytest.mark.parametrize(
+    ("path", "detail", "expected", "hint"),
+    [
+        ("/checkpoints?sort=x", "no parameter 'sort' in the query", "sort_by, descending", "Did you mean 'sort_by'?"),
+        ("/experiments?limit=1", "no parameter 'limit' in the query", "no parameter", "openapi.json"),
+        ("/experiments/digits/retention?max_checkpoint=1", "'max_checkpoint'", "policy", "'max_checkpoints'?"),
+        ("/experiments/digits/summary?x=1", "no parameter 'x' in the query", "no parameter", "openapi.json"),
+        ("/checkpoints?limit=0", "'limit' in the query cannot be used", "at least 1", "openapi.json"),
+        ("/checkpoints?limit=900", "'limit' in the query cannot be used", "at most 500", "openapi.json"),
+        ("/checkpoints?limit=many", "'limit' in the query cannot be used", "a whole number", "openapi.json"),
+        ("/checkpoints?descending=up", "'descending' in the query", "true or false", "openapi.json"),
+        (f"/checkpoints?search={'x' * 300}", "'search' in the query", "at most 200 characters", "openapi.json"),
+        ("/experiments/digits/comparison?names=best", "'names' in the query", "at least 2 items", "openapi.json"),
+        ("/experiments/digits/comparison", "'names' in the query is missing", None, "openapi.json"),
+        ("/exports/x", "'export_id' in the path cannot be used", "[0-9a-f]", "openapi.json"),
+        ("/experiments/digits/retention?policy={", "it is not JSON", "newest", None),
+        ('/experiments/digits/retention?policy={"kind":"newes"}', "kind cannot be 'newes'", "newest", "'newest'?"),
+        ('/experiments/digits/retention?policy={"count":1}', "it has no kind", "newest", None),
+        ("/experiments/digits/retention?policy=3", "policy cannot be 3, expected an object", "newest", None),
+        ("/events?last=3", "no parameter 'last' in the query", "no parameter", "openapi.json"),
+    ],
+)
+def test_parameters_that_cannot_be(
+    client: httpx.Client, path: str, detail: str, expected: str | None, hint: str | None
+) -> None:
+    """Each is named with its place, and with what was expected; what is nearly right is guessed."""
+    said(problem(client.get(path), 422), detail, expected, hint)
+
+
+def said(told: Any, detail: str, expected: str | None, hint: str | None) -> None:
+    """See that a problem has these words, and none of Pydantic."""
+    for name, words in (("detail", detail), ("expected", expected), ("hint", hint)):
+        assert (words in told[name]) if words is not None else (name not in told), told
+    assert not any(word in str(told) for word in ("Input", "Extra", "should be", "permitted", "valid "))
+
+
+@pytest.mark.parametrize(
+    ("body", "detail", "expected", "hint"),
+    [
+        ({"operation": "validat", "names": "all"}, "'operation' in the body", "'validate'", "'validate'?"),
+        ({"names": "all"}, "'operation' in the body is missing", "validate, backup", "openapi.json"),
+        ({"operation": "validate", "names": "al"}, "'names' in the body", "a list or 'all'", "'all'?"),
+        ({"operation": "validate", "names": [1]}, "'names[0]' in the body", "a text", "openapi.json"),
+        ({"operation": "thin", "names": ["a"], "undoo": True}, "no field 'undoo' in the body", "undo", "'undo'?"),
+        ({"operation": "monitor", "metric": "a", "mode": "mn"}, "'mode' in the body", "'min' or 'max'", "'min'?"),
+        ({"operation": "export", "names": ["a"], "format": "torc"}, "'format' in the body", "'torch'", "'torch'?"),
+        ({"operation": "import", "uploads": ["0" * 32], "key_map": {"a": 1}}, "'key_map.a'", "a text", "openapi.json"),
+        ([], "the body cannot be used", "an object as JSON", "openapi.json"),
+        (None, "the body is missing", "a JSON object", "openapi.json"),
+    ],
+)
+def test_bodies_that_cannot_be(
+    client: httpx.Client, body: Any, detail: str, expected: str | None, hint: str | None
+) -> None:
+    """By the operation of the job that they name; of what may have several types, all are expected."""
+    answer = client.post(JOBS) if body is None else client.post(JOBS, json=body)
+    said(problem(answer, 422), detail, expected, hint)
+
+
+def test_all_that_is_wrong_is_told(client: httpx.Client) -> None:
+    """Each once, whatever the place, in one answer; of very many, the first ones."""
+    body = {"metrics": {"loss": "x", "f1": 1}, "sourc": "eval"}
+    told = problem(client.post(f"{LATEST}/metrics", json=body), 422)
+    assert told["detail"] == (
+        "'metrics.loss' in the body cannot be used: expected a number, got 'x'; 'source' in the body is missing; "
+        "there is no field 'sourc' in the body: expected metrics, source, replace"
+    )
+    assert told["hint"] == "Did you mean 'source'?"
+    many = problem(client.patch(LATEST, json={"add_tags": [1] * 90}), 422)
+    assert many["detail"].endswith("'add_tags[9]' in the body cannot be used: expected a text, got 1; and 80 more")
+    assert "'Upload-Length' in the headers is missing" in problem(client.post("/uploads"), 422)["detail"]
+
+
+def test_bodies_that_are_no_json(client: httpx.Client) -> None:
+    """Of what is text, the place is told where it ceases to be JSON."""
+    headers = {"content-type": "application/json"}
+    told = problem(client.patch(LATEST, content="{", headers=headers), 422)
+    assert (told["detail"], told["expected"]) == ("the body is not JSON", "a JSON object")
+    assert told["got"].endswith("at character 1")
+    assert "UTF-8" in problem(client.patch(LATEST, content=b"\xff{", headers=headers), 400)["hint"]
+    assert "application/json" in problem(client.patch(LATEST, content="{}"), 422)["expected"]
+
+
+def test_addresses_that_are_none(client: httpx.Client) -> None:
+    """The hint says where those are that there are."""
+    for path in ("/nothing", str(client.base_url.copy_with(path="/experiments"))):
+        assert "/api/v1/openapi.json" in problem(client.get(path), 404)["hint"]
+    refused = client.put("/experiments")
+    assert "Allow" in problem(refused, 405)["hint"]
+    assert refused.headers["allow"] == "GET"
