@@ -12,6 +12,8 @@ from torch import nn
 from ckpt_lib import CheckpointConfig, CheckpointManager
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.hints import OPERATIONS, in_words_of_the_api
+from ckpt_lib.web.operations import Outcome
+from ckpt_lib.web.results import Imported
 from ckpt_lib.web.tokens import TokenFile
 from tests.web.running import ended, served
 
@@ -110,6 +112,16 @@ def test_hints_in_jobs_name_operations(client: httpx.Client, config: CheckpointC
     (listed,) = client.get("/jobs").json()["items"]
     for told in (job["problem"], job["result"][0]["problem"], listed["problem"]):
         assert f"`POST {HERE}/checkpoints/{gone}/undelete`" in told["hint"], told
+
+
+def test_reasons_of_imports_name_operations() -> None:
+    """What a job says of a file that was not imported; an outcome as it was stored before has no empty id."""
+    reason = "It was deleted: `ckpt undelete ID` brings it back."
+    result = {"kind": "import", "title": "weights", "result": "refused", "reason": reason}
+    outcome = Outcome.model_validate({"checkpoint_id": "", "result": result}).for_clients("digits")
+    assert outcome.checkpoint_id is None
+    assert isinstance(outcome.result, Imported)
+    assert outcome.result.reason == f"It was deleted: `POST {HERE}/checkpoints/ID/undelete` brings it back."
 
 
 def test_warnings_name_operations(client: httpx.Client, config: CheckpointConfig) -> None:
