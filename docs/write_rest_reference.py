@@ -1,8 +1,8 @@
 """Write the reference of the REST API from its OpenAPI description.
 
-    python docs/write_rest_reference.py >> docs/reference/rest.md
+    python docs/write_rest_reference.py
 
-What stands before the generated part of the page is written by hand, and stays.
+What stands in docs/reference/rest.md before the generated part is written by hand, and stays.
 """
 
 from __future__ import annotations
@@ -15,16 +15,26 @@ from typing import Any
 from ckpt_lib import CheckpointConfig
 from ckpt_lib.web import ServerSettings, create_app
 
+PAGE = Path(__file__).parent / "reference" / "rest.md"
+MARKER = "<!-- generated from here on: python docs/write_rest_reference.py -->\n"
 PREFIX = "/api/v1"
 GROUPS = {"read": "Scope `read`", "write": "Scope `write`", "delete": "Scope `delete`"}
 
 
 def main() -> None:
-    """Print the generated part of the page."""
+    """Write the generated part of the page anew."""
     with tempfile.TemporaryDirectory() as folder:
         config = CheckpointConfig(checkpoint_dir=f"{folder}/store")
         app = create_app(ServerSettings(config=config, jobs_folder=Path(folder, "jobs")))
-        print(*reference(app.openapi()), sep="\n")
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), app.openapi()), encoding="utf-8")
+
+
+def page(text: str, description: dict[str, Any]) -> str:
+    """Return the page whose generated part tells of a description; ``text`` is what it was before."""
+    by_hand, marker, _ = text.partition(MARKER)
+    if not marker:
+        raise ValueError(f"{PAGE} has no line {MARKER.strip()}, behind which the generated part begins")
+    return "\n".join((by_hand + marker.rstrip("\n"), *reference(description))) + "\n"
 
 
 def reference(description: dict[str, Any]) -> Iterator[str]:

@@ -25,7 +25,7 @@ def report_outcomes(key: str, description: str, outcomes: list[Outcome]) -> None
 @report_task("report the problem")
 def report_problem(key: str, description: str, problem: Problem) -> None:
     """Publish why a job could not do anything, in a row without a checkpoint."""
-    _publish(key, description, [_row("", None, problem)])
+    _publish(key, description, [_row(None, None, problem)])
 
 
 def outcomes_of(client: SyncPrefectClient, flow_run_id: UUID) -> JobUpdate | None:
@@ -47,11 +47,11 @@ def _publish(key: str, description: str, rows: list[dict[str, Any]]) -> None:
     create_table_artifact(table=rows, key=key, description=description)
 
 
-def _row(checkpoint_id: str, result: Any, problem: Problem | None) -> dict[str, str]:
+def _row(checkpoint_id: str | None, result: Any, problem: Problem | None) -> dict[str, str]:
     # As JSON in a text: Prefect's page cannot show nested values, and changes numbers that are not finite.
     outcome = Outcome(checkpoint_id=checkpoint_id, result=result, problem=problem)
     return {
-        "checkpoint": checkpoint_id,
+        "checkpoint": checkpoint_id or "",
         "problem": problem.detail if problem else "",
         "outcome": outcome.model_dump_json(exclude={"checkpoint_id"}),
     }

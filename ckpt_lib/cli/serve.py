@@ -92,8 +92,8 @@ def serve(
 
     from ckpt_lib import page
     from ckpt_lib.web import ServerSettings
-    from ckpt_lib.web.app import PREFIX
     from ckpt_lib.web.server import run
+    from ckpt_lib.web.settings import PREFIX
     from ckpt_lib.web.tokens import TokenFile, new_token
 
     path = None if without_tokens else (tokens or _default_path())

@@ -28,11 +28,10 @@ from ckpt_lib.page.run_requests import RunRequests
 from ckpt_lib.page.setup import FIELDS, config_texts
 from ckpt_lib.page.style import CSS, HEAD, theme
 from ckpt_lib.page.view import CurrentView, View
-from ckpt_lib.web.app import PREFIX
 from ckpt_lib.web.gate import PAGE_PATH
 from ckpt_lib.web.page_gate import PageGate
 from ckpt_lib.web.sessions import Sessions
-from ckpt_lib.web.settings import ServerSettings
+from ckpt_lib.web.settings import PREFIX, ServerSettings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

@@ -101,12 +101,12 @@ def _reason(desk: Desk, job: Job) -> str:
     return desk.transfers.uploads.as_named(f"{text} {problem.hint or ''}".strip())
 
 
-def _report(experiment: str, name: str, items: Sequence[tuple[str, Imported]]) -> Markup:
+def _report(experiment: str, name: str, items: Sequence[tuple[str | None, Imported]]) -> Markup:
     columns = (Column("File", is_head=True), Column("Result"), Column("Checkpoint"), Column("Remarks"))
     return table(columns, [_row(experiment, name, *item) for item in items], caption="What became of each file")
 
 
-def _row(experiment: str, source: str, checkpoint_id: str, item: Imported) -> tuple[Any, ...]:
+def _row(experiment: str, source: str, checkpoint_id: str | None, item: Imported) -> tuple[Any, ...]:
     checkpoint: Markup | str = "-"
     if checkpoint_id:
         checkpoint = button("found", f"{experiment}/{checkpoint_id}", checkpoint_id, kind="ck-link ck-id")

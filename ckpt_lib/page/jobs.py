@@ -135,7 +135,8 @@ def _outcome(job: Job) -> str | Markup:
 
 
 def _validated(found: list[Outcome]) -> str:
-    damaged = [item.checkpoint_id for item in found if isinstance(item.result, Validated) and not item.result.is_valid]
+    outcomes = (item for item in found if isinstance(item.result, Validated) and not item.result.is_valid)
+    damaged = [item.checkpoint_id or "" for item in outcomes]
     if damaged:
         return f"{count_of(len(damaged), 'checkpoint')} damaged: {listed(damaged)}"
     return "intact" if len(found) == 1 else f"{count_of(len(found), 'checkpoint')} intact"

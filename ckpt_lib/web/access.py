@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, HTTPException, Request, status
+from fastapi import Depends, Request, status
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ckpt_lib.core.logs import logger
 from ckpt_lib.errors import ConfigError
+from ckpt_lib.web.problems import Refusal
 from ckpt_lib.web.settings import ServerSettings
 from ckpt_lib.web.tokens import Scope, Token, TokenFile
 
@@ -39,16 +40,31 @@ class Access:
             return None
         token = self._find(text) if text else None
         if token is None or token.has_expired():
-            title = "the request has no token" if text is None else "the token is unknown or has expired"
-            raise HTTPException(status.HTTP_401_UNAUTHORIZED, title, {"WWW-Authenticate": "Bearer"})
+            raise Refusal(
+                status.HTTP_401_UNAUTHORIZED,
+                "the request has no token" if text is None else "the token is unknown or has expired",
+                expected="the header `Authorization: Bearer TOKEN`",
+                hint="`ckpt token NAME`, on the machine of the server, prints a new token.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
         return token
 
     def check_scope(self, scope: Scope, token: Token | None) -> None:
         """Raise HTTPException 403 if the server or the token does not allow ``scope``."""
         if self._read_only and scope != "read":
-            raise HTTPException(status.HTTP_403_FORBIDDEN, "this server is read-only")
+            raise Refusal(
+                status.HTTP_403_FORBIDDEN,
+                "this server is read-only",
+                expected=f"what needs the scope read; this needs {scope}",
+                hint="It was started with `ckpt serve --read-only`; another server of the store may allow it.",
+            )
         if token is not None and not token.allows(scope):
-            raise HTTPException(status.HTTP_403_FORBIDDEN, f"the token allows {token.scope}, not {scope}")
+            raise Refusal(
+                status.HTTP_403_FORBIDDEN,
+                f"the token allows {token.scope}, not {scope}",
+                expected=f"a token with the scope {scope}",
+                hint=f"`ckpt token NAME --scope {scope}`, on the machine of the server, prints one.",
+            )
 
     def _find(self, text: str) -> Token | None:
         if self._of_run is not None and self._of_run.matches(text):
@@ -57,8 +73,8 @@ class Access:
             return None if self._file is None else self._file.find(text)
         except (ConfigError, OSError) as error:
             logger.error("the token file cannot be read: %s", error)
-            title = "tokens cannot be checked; the server's log says why"
-            raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, title) from error
+            detail = "tokens cannot be checked; the server's log says why"
+            raise Refusal(status.HTTP_503_SERVICE_UNAVAILABLE, detail) from error
 
 
 def authorize(request: Request, scope: Scope, text: str | None) -> str:

@@ -6,7 +6,7 @@ from asyncio import create_task, to_thread
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from ckpt_lib.web import downloading, editing, following, problems, reading, retaining, uploading, working
 from ckpt_lib.web.access import Access
@@ -16,11 +16,11 @@ from ckpt_lib.web.gate import Gate
 from ckpt_lib.web.jobs import Jobs
 from ckpt_lib.web.managers import Managers
 from ckpt_lib.web.places import Places
-from ckpt_lib.web.settings import ServerSettings
+from ckpt_lib.web.request_errors import refuse_unknown_parameters
+from ckpt_lib.web.settings import PREFIX, ServerSettings
 from ckpt_lib.web.transfers import Transfers
 from ckpt_lib.web.watcher import Watcher
 
-PREFIX = "/api/v1"
 _DESCRIPTION_PATH = f"{PREFIX}/openapi.json"
 
 _ERRORS = {
@@ -54,6 +54,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         docs_url=None,  # its page loads scripts from another server
         redoc_url=None,
         responses=problems.refusals(_ERRORS),
+        dependencies=[Depends(refuse_unknown_parameters)],
     )
     _equip(app, settings)
     problems.install(app)

@@ -72,8 +72,8 @@ class ExportFiles(BaseModel):
     """The files of an export."""
 
     export_id: str
-    experiment_name: str
-    checkpoint_id: str
+    experiment_name: str | None = Field(description="Null for what was converted without being in the store.")
+    checkpoint_id: str | None
     items: list[FileFacts]
     left_out: list[str] = Field(description="What is not in it, or not as it was: one sentence each.")
     expires_at: datetime
@@ -206,8 +206,8 @@ def get_export(request: Request, _: Reader, export_id: FolderId) -> ExportFiles:
     ]
     return ExportFiles(
         export_id=export_id,
-        experiment_name=export.experiment_name,
-        checkpoint_id=export.checkpoint_id,
+        experiment_name=export.experiment_name or None,
+        checkpoint_id=export.checkpoint_id or None,
         items=items,
         left_out=list(export.left_out),
         expires_at=datetime.fromtimestamp(expires_at, UTC),

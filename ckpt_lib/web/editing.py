@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
 from fastapi import APIRouter, Path, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from ckpt_lib.core.metadata import CheckpointMetadata
+from ckpt_lib.web import seen
 from ckpt_lib.web.access import Deleter, Reader, Writer
 from ckpt_lib.web.problems import refusals
 from ckpt_lib.web.reading import NO_CHECKPOINT, NO_EXPERIMENT, CheckpointName, ExperimentName, manager_of
@@ -53,10 +54,24 @@ class Deleted(BaseModel):
     checkpoint_id: str
 
 
-class Trash(BaseModel):
-    """The deleted checkpoints that can be brought back."""
+class DeletedCheckpoint(CheckpointMetadata):
+    """A deleted checkpoint that can be brought back."""
 
-    items: list[CheckpointMetadata]
+    deleted_at: AwareDatetime | None = Field(description="Null if its record does not say.")
+    expires_at: AwareDatetime | None = Field(
+        description="When trash_seconds of the server have passed: from then on, the next cleanup removes it for good."
+    )
+
+    @classmethod
+    def of(cls, item: seen.Deleted) -> Self:
+        """Return what is said of a checkpoint in the trash."""
+        return cls(**dict(item.checkpoint), deleted_at=item.since, expires_at=item.goes_at)
+
+
+class Trash(BaseModel):
+    """The deleted checkpoints that can be brought back, oldest first."""
+
+    items: list[DeletedCheckpoint]
 
 
 @router.patch("/experiments/{experiment}/checkpoints/{name}", tags=["write"], responses=_CHANGES)
@@ -87,8 +102,10 @@ def delete_checkpoint(request: Request, _: Deleter, experiment: ExperimentName, 
 
 @router.get("/experiments/{experiment}/trash", tags=["read"], responses=NO_EXPERIMENT)
 def list_trash(request: Request, _: Reader, experiment: ExperimentName) -> Trash:
-    """List the deleted checkpoints that can be brought back."""
-    return Trash(items=manager_of(request, experiment).list_deleted())
+    """List the deleted checkpoints that can be brought back, and until when they stay for sure."""
+    deleted = [item for item in seen.trash_of(manager_of(request, experiment)).items if not item.is_part]
+    ordered = sorted(deleted, key=lambda item: item.checkpoint.sequence)
+    return Trash(items=[DeletedCheckpoint.of(item) for item in ordered])
 
 
 @router.post("/experiments/{experiment}/checkpoints/{name}/undelete", tags=["write"], responses=_UNDELETES)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ckpt_lib.errors import LimitError
 from ckpt_lib.web.access import ANYONE, Access
 from ckpt_lib.web.limits import RateLimit
-from ckpt_lib.web.problems import response_of_error, response_of_status
+from ckpt_lib.web.problems import Refusal, response_of_error, response_of_status
 from ckpt_lib.web.settings import ServerSettings, is_loopback
 
 MAX_BODY_BYTES = 2**20
@@ -88,14 +88,24 @@ def check_host(headers: Headers, own_host: str) -> None:
     """Raise HTTPException 403 if a request names another machine: a page may have pointed its own name to this one."""
     name = _host_name(f"//{headers.get('host', '')}")
     if name is None or not (is_loopback(name) or name == own_host.lower()):
-        raise HTTPException(status.HTTP_403_FORBIDDEN, "the Host header names another machine")
+        raise Refusal(
+            status.HTTP_403_FORBIDDEN,
+            "the Host header names another machine",
+            expected="localhost, or the address that the server listens at",
+            hint="With tokens, a server of the API answers to every name; this one was started with `--no-tokens`.",
+        )
 
 
 def check_origin(method: str, headers: Headers) -> None:
     """Raise HTTPException 403 for a change that the page of another site asks for."""
     host, origin = headers.get("host", ""), headers.get("origin")
     if method not in READING and origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-        raise HTTPException(status.HTTP_403_FORBIDDEN, "the request comes from another site's page")
+        raise Refusal(
+            status.HTTP_403_FORBIDDEN,
+            "the request comes from another site's page",
+            expected=f"no Origin header, or http://{host}",
+            hint="Send it from a program, or from a page of this server.",
+        )
 
 
 def _host_name(url: str) -> str | None:

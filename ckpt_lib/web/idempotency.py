@@ -16,6 +16,7 @@ from ckpt_lib.core.wording import shown
 from ckpt_lib.errors import ConfigError, IdempotencyKeyError
 from ckpt_lib.web.job import Job
 from ckpt_lib.web.operations import AnyWork
+from ckpt_lib.web.settings import PREFIX
 
 KEPT = timedelta(days=1)
 """How long a key stands for its job, unless that is forgotten before."""
@@ -67,6 +68,6 @@ def job_of_key(jobs: Iterable[Job], key: str | None, who: str, experiment_name: 
             "the Idempotency-Key belongs to another request",
             expected="the request that it was sent with before, or a new key",
             got=shown(key),
-            hint=f"GET /jobs/{found.job_id} shows the job that it has started.",
+            hint=f"`GET {PREFIX}/jobs/{found.job_id}` shows the job that it has started.",
         )
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
@@ -32,6 +32,12 @@ class JobSummary(BaseModel):
     total_bytes: int | None = Field(default=None, description="Null if it is not known.")
     problem: Problem | None = Field(default=None, description="Why it failed.")
 
+    def for_clients(self) -> Self:
+        """Return the job as the API tells of it: its problems name operations in the place of commands."""
+        if self.problem is None:
+            return self
+        return self.model_copy(update={"problem": self.problem.for_clients(self.experiment_name)})
+
     @property
     def has_ended(self) -> bool:
         """Whether nothing changes any more."""
@@ -44,6 +50,13 @@ class Job(JobSummary):
     checkpoint_ids: list[str] = Field(description="What the names stood for when the job was started.")
     idempotency_key: str | None = Field(default=None, description="The `Idempotency-Key` that it was started with.")
     result: list[Outcome] | None = Field(default=None, description="One outcome for each id; null until it has ended.")
+
+    def for_clients(self) -> Self:
+        found = super().for_clients()
+        if found.result is None:
+            return found
+        result = [outcome.for_clients(self.experiment_name) for outcome in found.result]
+        return found.model_copy(update={"result": result})
 
     def summary(self) -> JobSummary:
         """Return the job without its outcomes."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 
 from ckpt_lib.converting.names import TargetFormat, TargetType
 from ckpt_lib.core.monitor import Mode
@@ -21,6 +21,7 @@ from ckpt_lib.maintenance.importing.report import ImportedItem
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.stream import Progress
 from ckpt_lib.web.exports import Exports
+from ckpt_lib.web.hints import in_words_of_the_api
 from ckpt_lib.web.managers import home_of
 from ckpt_lib.web.problems import Problem, problem_of
 from ckpt_lib.web.results import (
@@ -61,12 +62,28 @@ def _directly(_description: str, call: Callable[[], AnyResult]) -> AnyResult:
     return call()
 
 
+def _or_none(checkpoint_id: Any) -> Any:
+    return checkpoint_id or None  # jobs of earlier versions, and tables of Prefect, have an empty text
+
+
 class Outcome(BaseModel):
     """The result of an operation on a checkpoint, or the problem that prevented it."""
 
-    checkpoint_id: str = Field(description="Empty for what concerns no single checkpoint.")
+    checkpoint_id: Annotated[str | None, BeforeValidator(_or_none)] = Field(
+        default=None, description="Null for what concerns no single checkpoint."
+    )
     result: AnyResult | None = None
     problem: Problem | None = None
+
+    def for_clients(self, experiment: str) -> Self:
+        """Return the outcome with operations of the API in the place of commands."""
+        update: dict[str, Any] = {}
+        if self.problem is not None:
+            update["problem"] = self.problem.for_clients(experiment)
+        if isinstance(self.result, Imported) and self.result.reason:
+            reason = in_words_of_the_api(self.result.reason, experiment, self.checkpoint_id)
+            update["result"] = self.result.model_copy(update={"reason": reason})
+        return self.model_copy(update=update) if update else self
 
 
 class Work(BaseModel):
@@ -321,9 +338,7 @@ class Import(Work):
                 self._forget_folder(manager, str(item.checkpoint_id))
             place = f"; path {folder}{f'/{item.path}' if item.path else ''}"
             reason = None if item.reason is None else self._uploads.as_named(item.reason.replace(place, ""))
-            outcome = Outcome(
-                checkpoint_id=item.checkpoint_id or "", result=Imported.of(item, path=item.path, reason=reason)
-            )
+            outcome = Outcome(checkpoint_id=item.checkpoint_id, result=Imported.of(item, path=item.path, reason=reason))
             if item in report.failed:
                 failure = f"{item.path or 'the folder'}: {item.result}"
                 outcome.problem = Problem.of("CheckpointError", 422, failure, hint=reason)
@@ -365,12 +380,12 @@ class Cleanup(Work):
         progress(0)  # raises if the job is cancelled
         rules = rules_of(manager, self.max_checkpoints, self.policy)
         report = manager.cleanup_checkpoints(policy=rules, fingerprint=self.fingerprint)
-        outcomes = [Outcome(checkpoint_id="", result=CleanedUp.of(report))]
+        outcomes = [Outcome(result=CleanedUp.of(report))]
         if report.backups_error is not None:
             detail = "the backups were not cleaned up: the plan for them has changed, or their location failed"
             hint = "Look at the plan as it is now; the server's log says more."
             problem = Problem.of("StoreError", 503, detail, hint=hint)
-            outcomes.append(Outcome(checkpoint_id="", problem=problem))
+            outcomes.append(Outcome(problem=problem))
         return outcomes
 
 
@@ -427,7 +442,7 @@ class EmptyTrash(Work):
         part_ids = [item.checkpoint.checkpoint_id for item in before.items if item.is_part]
         deleted_ids = tuple(manager.empty_trash(deleted_ids=whole_ids, dropped_ids=part_ids))
         freed_bytes = max(0, before.size_bytes - trash_of(manager).size_bytes)
-        return [Outcome(checkpoint_id="", result=TrashEmptied(deleted_ids=deleted_ids, freed_bytes=freed_bytes))]
+        return [Outcome(result=TrashEmptied(deleted_ids=deleted_ids, freed_bytes=freed_bytes))]
 
 
 class Doctor(Work):
@@ -451,11 +466,11 @@ class Doctor(Work):
             require_shown(self.fingerprint, findings_fingerprint(manager.doctor(progress=progress)), "what is found")
         report = manager.doctor(fix=True, progress=progress)
         done = tuple(Fixed(name=item.finding.name, outcome=item.outcome) for item in report.done if item.succeeded)
-        outcomes = [Outcome(checkpoint_id="", result=AllFixed(done=done, problem_count=len(report.problems)))]
+        outcomes = [Outcome(result=AllFixed(done=done, problem_count=len(report.problems)))]
         for item in report.done:
             if not item.succeeded:
                 problem = Problem.of("StoreError", 503, f"{item.finding.name} was not fixed: {item.outcome}")
-                outcomes.append(Outcome(checkpoint_id="", problem=problem))
+                outcomes.append(Outcome(problem=problem))
         return outcomes
 
 
@@ -476,7 +491,7 @@ class SetMonitor(Work):
         progress(0)  # raises if the job is cancelled
         manager.set_monitor(self.metric, self.mode)
         best = manager.get_best_checkpoint()
-        return [Outcome(checkpoint_id="", result=BestChosen(best_checkpoint=best.checkpoint_id if best else None))]
+        return [Outcome(result=BestChosen(best_checkpoint=best.checkpoint_id if best else None))]
 
 
 AnyWork = Annotated[

@@ -15,6 +15,7 @@ from ckpt_lib.index.overview import ExperimentOverview
 from ckpt_lib.index.places import Place
 from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.web.access import Reader
+from ckpt_lib.web.hints import in_words_of_the_api
 from ckpt_lib.web.managers import Managers
 from ckpt_lib.web.problems import refusals
 
@@ -133,7 +134,10 @@ def get_checkpoint(request: Request, _: Reader, experiment: ExperimentName, name
 @router.get("/experiments/{experiment}/summary", name="summarize_experiment", responses=NO_EXPERIMENT)
 def summarise(request: Request, _: Reader, experiment: ExperimentName) -> ExperimentSummary:
     """Summarise an experiment: totals, the best and the latest, statistics of every metric."""
-    return manager_of(request, experiment).get_checkpoint_summary()
+    found = manager_of(request, experiment).get_checkpoint_summary()
+    if warning := found["monitor_warning"]:
+        found["monitor_warning"] = in_words_of_the_api(warning, experiment)
+    return found
 
 
 @router.get("/experiments/{experiment}/comparison", name="compare_checkpoints", responses=NO_CHECKPOINT)

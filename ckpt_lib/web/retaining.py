@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Self
 
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, Field
 
 from ckpt_lib.maintenance.cleanup import CleanupReport
+from ckpt_lib.manager import CheckpointManager
 from ckpt_lib.policies.retention import Decision, RetentionPlan
 from ckpt_lib.web.access import Reader
+from ckpt_lib.web.hints import in_words_of_the_api
 from ckpt_lib.web.problems import refusals
 from ckpt_lib.web.reading import NO_EXPERIMENT, ExperimentName, manager_of
 from ckpt_lib.web.rules import MAX_CHECKPOINTS, MaxCheckpoints, rules_of
@@ -32,14 +35,15 @@ class PlannedCleanup(BaseModel):
     warning: str | None
 
     @classmethod
-    def of(cls, plan: RetentionPlan) -> Self:
-        """Return a plan as clients see it."""
+    def of(cls, plan: RetentionPlan, experiment: str) -> Self:
+        """Return the plan for an experiment as clients see it."""
+        warning = plan.warning and in_words_of_the_api(plan.warning, experiment)
         return cls(
             decisions=plan.decisions,
             deleted_ids=plan.deleted_ids,
             thinned_ids=plan.thinned_ids,
             freed_bytes=plan.freed_bytes,
-            warning=plan.warning,
+            warning=warning,
         )
 
 
@@ -71,14 +75,15 @@ def preview_cleanup(
         report = manager.cleanup_checkpoints(policy=rules, dry_run=True, verify=False)
     finally:
         give_back()
-    return _preview(report, manager.config.trash_seconds)
+    return _preview(report, manager)
 
 
-def _preview(report: CleanupReport, trash_seconds: float) -> RetentionPreview:
+def _preview(report: CleanupReport, manager: CheckpointManager) -> RetentionPreview:
+    of = partial(PlannedCleanup.of, experiment=manager.experiment_name)
     return RetentionPreview(
-        **dict(PlannedCleanup.of(report.plan)),
+        **dict(of(report.plan)),
         fingerprint=report.fingerprint,
-        trash_seconds=trash_seconds,
-        backups=PlannedCleanup.of(report.backups.plan) if report.backups else None,
+        trash_seconds=manager.config.trash_seconds,
+        backups=of(report.backups.plan) if report.backups else None,
         backups_failed=report.backups_error is not None,
     )

@@ -13,6 +13,9 @@ from ckpt_lib.config import CheckpointConfig
 from ckpt_lib.errors import ConfigError
 from ckpt_lib.store import location, open_store
 
+PREFIX = "/api/v1"
+"""What the addresses of the API begin with."""
+
 
 class ServerSettings(BaseModel):
     """The settings of one server. With neither ``tokens_path`` nor ``run_token``, every request is allowed."""

@@ -134,7 +134,7 @@ class Watcher:
         self._feed.publish(kind, change.model_dump_json())
 
     def _publish_job(self, job: Job) -> None:
-        self._feed.publish("job", job.summary().model_dump_json())
+        self._feed.publish("job", job.summary().for_clients().model_dump_json())
 
     def _publish_progress(self) -> None:
         """Tell of jobs that have gone on since the last look; each new state is told at once."""

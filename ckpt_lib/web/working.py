@@ -76,7 +76,7 @@ def start_job(
         work.prepare(request.app.state.transfers, who)
         job = jobs.start(experiment, work, who, key=key)
     response.headers["Location"] = str(request.url_for("get_job", job_id=job.job_id).path)
-    return job
+    return job.for_clients()
 
 
 @router.get("/jobs", tags=["read"])
@@ -87,7 +87,7 @@ def list_jobs(request: Request, _: Reader, asked: Annotated[PageOfJobs, Query()]
     if asked.after is not None:
         place = _place_in(asked.after)
         found = [job for job in found if _order(job) < place]
-    items = [job.summary() for job in found[: asked.limit]]
+    items = [job.summary().for_clients() for job in found[: asked.limit]]
     is_last = len(found) <= asked.limit
     return Page(items=items, next=None if is_last else "-".join(map(str, _order(items[-1]))))
 
@@ -112,10 +112,10 @@ def _place_in(after: str) -> tuple[int, str]:
 @router.get("/jobs/{job_id}", tags=["read"], responses=_NO_JOB)
 def get_job(request: Request, _: Reader, job_id: JobId) -> Job:
     """Show how far a job is."""
-    return jobs_of(request).get(job_id)
+    return jobs_of(request).get(job_id).for_clients()
 
 
 @router.delete("/jobs/{job_id}", status_code=status.HTTP_202_ACCEPTED, tags=["write"], responses=_NO_JOB)
 def cancel_job(request: Request, _: Writer, job_id: JobId) -> Job:
     """Cancel a job. It ends at its next step, and each checkpoint is complete or untouched."""
-    return jobs_of(request).cancel(job_id)
+    return jobs_of(request).cancel(job_id).for_clients()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,24 @@ def test_what_is_deleted_comes_back(client: httpx.Client) -> None:
     assert client.get(f"{DIGITS}/{gone}").status_code == 404
     assert client.post(f"{DIGITS}/{gone}/undelete").json()["checkpoint_id"] == gone
     assert client.get(f"{DIGITS}/latest").json()["checkpoint_id"] == gone
+
+
+def test_the_trash_says_until_when_it_keeps_what(
+    client: httpx.Client, settings: ServerSettings, config: CheckpointConfig
+) -> None:
+    """Each checkpoint with all that is known of it, the oldest first, and when trash_seconds have passed."""
+    first, second = id_of(client, "epoch_1"), id_of(client, "epoch_3")
+    CheckpointManager(config, "digits").thin_checkpoint("epoch_2")  # what it has lost is no checkpoint
+    known = {name: client.get(f"{DIGITS}/{name}").json() for name in (first, second)}
+    for name in (second, first):
+        client.delete(f"{DIGITS}/{name}")
+    items = client.get("/experiments/digits/trash").json()["items"]
+    assert [item["checkpoint_id"] for item in items] == [first, second]
+    for item in items:
+        deleted_at, expires_at = (datetime.fromisoformat(item.pop(name)) for name in ("deleted_at", "expires_at"))
+        assert timedelta() <= datetime.now(UTC) - deleted_at < timedelta(minutes=5)
+        assert expires_at - deleted_at == timedelta(seconds=settings.config.trash_seconds)
+        assert item == known[item["checkpoint_id"]] | {"is_best": False, "is_latest": False}
 
 
 @pytest.mark.parametrize(
