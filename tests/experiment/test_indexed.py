@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from ckpt_lib import CheckpointConfig, CheckpointManager, describe_experiments
+from ckpt_lib import CheckpointConfig, CheckpointManager, describe_experiments, find_checkpoints
 from ckpt_lib.core.metadata import CheckpointMetadata
 from ckpt_lib.errors import CheckpointNotFoundError, StorePermissionError, UnknownMetricError
 from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.stored_index import StoredIndex
 from ckpt_lib.index.database import database_at
+from ckpt_lib.index.places import Place
 from ckpt_lib.index.selection import Selection, select
 from ckpt_lib.store.local import LocalStore
 from tests.web.big_store import EXPERIMENT, build, save
@@ -161,6 +162,18 @@ def test_changes_of_others_are_seen_at_once(config: CheckpointConfig, manager: C
         change()
         assert manager.list_checkpoints() == listed(config)
         assert manager.get_checkpoint("latest") == listed(config)[-1]
+
+
+def test_pages_go_on_where_the_last_one_ended(config: CheckpointConfig, manager: CheckpointManager) -> None:
+    """Also when its last checkpoint has got another value meanwhile: nothing that lies between is skipped."""
+    whole = [item.checkpoint_id for item in manager.list_checkpoints(sort_by="val_loss")]
+    first = manager.list_checkpoints(sort_by="val_loss", limit=20)
+    last = first[-1]
+    manager_of(config).add_metrics(last.checkpoint_id, {"val_loss": 99.0}, source="eval", replace=True)
+    rest = manager.list_checkpoints(sort_by="val_loss", after=str(Place.of(last, "val_loss")))
+    assert [item.checkpoint_id for item in rest] == [*whole[20:], last.checkpoint_id]
+    everywhere = find_checkpoints(config, sort_by="val_loss", after=Place.of(last, "val_loss", in_all=True))
+    assert [item.checkpoint_id for item in everywhere] == [*whole[20:], last.checkpoint_id]
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".json"])
