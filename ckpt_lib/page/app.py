@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 Handler = Callable[..., Updates]
 
+_PAGES_KEPT = 256
+"""Gradio keeps 0.4 MB for each page that was ever loaded, by default for 10,000."""
+
 
 def mount(app: FastAPI, settings: ServerSettings) -> FastAPI:
     """Mount the page of the app's store, behind its gate."""
@@ -92,6 +95,7 @@ class Page:
     def build(self) -> gr.Blocks:
         """Return the page."""
         blocks: gr.Blocks = gr.Blocks(title="Checkpoints", analytics_enabled=False)
+        blocks.state_session_capacity = _PAGES_KEPT
         with blocks:
             self._layout = Layout(self._desk.managers.config)
             self._renderer = Renderer(self._desk, self._layout)
@@ -179,17 +183,19 @@ class Page:
     ) -> None:
         """Call a handler with the view and the values of ``inputs``; what it raises becomes a notice.
 
-        An event of the clock keeps the notice, and does not wait for one of a person.
+        An event of the clock keeps the notice, and does not wait for one of a person. So does one that changes nothing:
+        Gradio tells of fields that the page itself has filled.
         """
         before: Updates = {} if by_clock else {self._layout.notice: ""}
 
         def handle(request: gr.Request, data: gr.EventData, current: CurrentView, *values: Any) -> Updates:
             if not current.lock.acquire(blocking=not by_clock):
-                return {}
+                return self._nothing()
             try:
                 self._desk.check(request, "read")
                 # Of two quick clicks, the second begins where the first has led.
-                return {**before, **self._moved(current, handler(request, data, current.view, *values))}
+                updates = handler(request, data, current.view, *values)
+                return {**before, **self._moved(current, updates)} if updates else self._nothing()
             except (CheckpointError, PermissionError) as error:
                 return {self._layout.notice: str(_notice_of(error))}
             except Exception as error:
@@ -210,6 +216,10 @@ class Page:
             trigger_mode=trigger_mode,
             api_visibility="private",
         )
+
+    def _nothing(self) -> Updates:
+        """Return what changes nothing: Gradio fails at an answer without any component."""
+        return {self._layout.timer: gr.skip()}
 
     def _moved(self, current: CurrentView, updates: Updates) -> Updates:
         """Keep the view that ``updates`` hold, and return the rest."""
@@ -240,6 +250,7 @@ class Page:
     def _act(self, request: gr.Request, data: gr.EventData, view: View) -> Updates:
         sent = data._data if isinstance(data._data, dict) else {}
         act, value = str(sent.get("act", "")), str(sent.get("value", ""))
+        self._actions.require_about(view, act, sent.get("about"))
         changed, told = self._actions.do(request, view, act, value)
         updates = self._shown(request, changed, told)
         if changed.tab != view.tab:
