@@ -17,7 +17,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from ckpt_lib.core.logs import logger
-from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, UnknownMetricError
 from ckpt_lib.page.actions import Actions
 from ckpt_lib.page.conversions import Conversions
 from ckpt_lib.page.desk import Desk
@@ -229,7 +229,8 @@ class Page:
         current.view = view
         return updates
 
-    def _shown(self, request: gr.Request, view: View, told: Markup | None = None) -> Updates:
+    def _shown(self, request: gr.Request, view: View, told: Markup | None = None, *, is_typed: bool = False) -> Updates:
+        """Draw a view. What it goes by may have gone meanwhile, unless the condition was just typed."""
         said: Updates = {self._layout.notice: str(told)} if told else {}
         try:
             return {**self._renderer.render(request, view), **said}
@@ -237,7 +238,13 @@ class Page:
             if not view.opened and not view.cursors:
                 raise
             # What was looked at has gone meanwhile: the beginning of the list is there.
-            return {**self._renderer.render(request, view.with_(opened="", cursors=())), **said}
+            return self._shown(request, view.with_(opened="", cursors=()), told)
+        except UnknownMetricError as error:
+            if is_typed or not view.goes_by_metrics:
+                raise
+            # The last one that had recorded it has gone: no click would lead on from a list that cannot be drawn.
+            emptied: Updates = {self._layout.where: "", self._layout.find_where: ""}
+            return {**self._shown(request, view.without_metrics(), told or _notice_of(error)), **emptied}
 
     def _open(self, request: gr.Request, _: gr.EventData, view: View) -> Updates:
         asked = request.query_params
@@ -273,13 +280,14 @@ class Page:
         search, where = search or "", where or ""  # a field that was never shown has no value
         if (search, where) == (view.search, view.where):
             return {}  # the page itself has changed the fields
-        return self._shown(request, view.with_(search=search, where=where))
+        return self._shown(request, view.with_(search=search, where=where), is_typed=True)
 
     def _find(self, request: gr.Request, _: gr.EventData, view: View, text: str | None, where: str | None) -> Updates:
         text, where = text or "", where or ""
         if (text, where) == (view.everywhere.text, view.everywhere.where):
             return {}
-        return self._shown(request, view.with_(everywhere=view.everywhere.with_(text=text, where=where)))
+        wanted = view.everywhere.with_(text=text, where=where)
+        return self._shown(request, view.with_(everywhere=wanted), is_typed=True)
 
     def _edit(self, request: gr.Request, _: gr.EventData, view: View, tags: str, description: str) -> Updates:
         return self._shown(request, *self._actions.edit(request, view, tags, description))

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from ckpt_lib import CheckpointConfig, page
+from ckpt_lib import CheckpointConfig, CheckpointManager, page
 from ckpt_lib.page.view import CurrentView
 from ckpt_lib.web import ServerSettings
 from ckpt_lib.web.gate import PAGE_PATH
 from tests.web.running import two_experiments
-from tests.web.test_page_gate import browser_of
+from tests.web.test_page_gate import act, browser_of
 
 
 def gradio_of(app: FastAPI) -> Any:
@@ -53,3 +53,16 @@ def test_the_clock_passes_over_a_page_that_is_at_work(tmp_path: Path, monkeypatc
     assert answer.status_code == 200
     changes = [{**item.get("props", {}), **item} for item in answer.json()["data"]]
     assert all(item.keys() <= {"__type__", "props"} for item in changes)
+
+
+def test_a_list_by_a_metric_that_has_gone_is_drawn_anew(tmp_path: Path) -> None:
+    """The last checkpoint that had recorded it was deleted meanwhile: the list is told of, and then drawn by saving."""
+    config = two_experiments(tmp_path / "store")
+    manager = CheckpointManager(config, "digits")
+    rare = manager.add_metrics("latest", {"rare": 1.0}, source="eval").checkpoint_id
+    with browser_of(ServerSettings(config=config, jobs_folder=tmp_path / "jobs")) as browser:
+        assert act(browser, "sort", "rare") == (200, "")
+        assert act(browser, "open", rare) == (200, "")
+        status, told = act(browser, "delete", rare)
+        assert (status, "Deleted" in told) == (200, True)
+        assert act(browser, "back", "") == (200, "")
