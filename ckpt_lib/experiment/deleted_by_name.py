@@ -76,14 +76,20 @@ def is_deleted(home: Experiment, backups: Experiment, backup: Manifest) -> bool:
 
 
 def follow(home: Experiment, backups: Experiment) -> None:
-    """Let the marks beside the backups say what those at home do: one of the two places may not have answered then."""
-    live = {item.uid for item in home.index.view().manifests}
+    """Let the marks beside the backups say what those at home do: one of the two places may not have answered then.
+
+    What is deleted, or comes back, after this has listed what is there gets the mark that is right all the same.
+    """
+    live = {item.uid: item for item in home.index.view().manifests}
     held = {item.uid: item for item in backups.index.view().manifests}
-    for uid in _pointed_to(home) & held.keys() - live:
+    for uid in (_pointed_to(home) & held.keys()) - live.keys():
         if is_marked(home, uid):
             mark(backups, held[uid])
-    for uid in _pointed_to(backups) & live:
-        unmark(backups, uid)
+            if is_live(home, held[uid]):
+                take_away(home, backups, held[uid])
+    for uid in _pointed_to(backups) & live.keys():
+        if is_marked(backups, uid):
+            take_away(home, backups, live[uid])
 
 
 def _pointed_to(experiment: Experiment) -> set[str]:

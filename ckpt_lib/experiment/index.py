@@ -85,6 +85,8 @@ class Index:
             items = [item for _, item in self._found.values()]
             started = time.monotonic()
             self._last = view_of(items, entries, self._below(items), self._path)
+            if any(isinstance(item, StoreError) for item in items):
+                folder_version = None  # a record that was refused can be read once it is not, without a write
             self._last_version, self._listed_seconds = folder_version, listed_seconds  # once the view is there
             self._listing_seconds += time.monotonic() - started
             self._note_all(self._last)
@@ -107,8 +109,12 @@ class Index:
             return (None if version is None else self.view_at(version)) or self.view()
 
     def view_at(self, version: str) -> View | None:
-        """Return the last listing if the folder had this version when it began."""
-        return self._last if self._last_version == version else None
+        """Return the last listing if the folder had this version when it began, and damaged records are as they were.
+
+        Whoever mends one by hand may write into the file as it is, which leaves the folder's version.
+        """
+        view = self._last if self._last_version == version else None
+        return view if view is not None and all(map(self._is_still_damaged, view.unreadable)) else None
 
     def overview_at(self, version: str) -> ExperimentOverview | None:
         """Return what there is in a few numbers, by the last listing if the folder had this version when it began."""
@@ -167,13 +173,19 @@ class Index:
 
     def is_unchanged(self, manifest: Manifest) -> bool:
         """Tell whether the record of a checkpoint is still as this process knows it; asks for its version alone."""
+        return self._is_as_known(manifest.checkpoint_id)
+
+    def _is_still_damaged(self, error: CheckpointError) -> bool:
+        return error.checkpoint_id is not None and self._is_as_known(error.checkpoint_id)
+
+    def _is_as_known(self, checkpoint_id: str) -> bool:
         try:
-            entry = self._store.stat(f"{self._path}/{manifest_name(manifest.checkpoint_id)}".lstrip("/"))
+            entry = self._store.stat(f"{self._path}/{manifest_name(checkpoint_id)}".lstrip("/"))
         except Exception as error:
             if not is_store_failure(error):
                 raise
             return False
-        known = self._found.get(manifest.checkpoint_id)  # another thread may have listed meanwhile
+        known = self._found.get(checkpoint_id)  # another thread may have listed meanwhile
         return entry is not None and known is not None and entry.version == known[0]
 
     def view_or_last(self) -> View | None:

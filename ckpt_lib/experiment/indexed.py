@@ -72,7 +72,7 @@ class Indexed:
 
     def overview(self) -> ExperimentOverview | None:
         """Return what there is in a few numbers, with the best and the latest."""
-        return self._ask(lambda stored, version: self._index.overview_at(version) or stored.overview(version))
+        return self._ask(lambda stored, version: self._index.overview_at(version) or _sound(stored.overview(version)))
 
     def _ask(self, question: Callable[[StoredIndex, str], T | None]) -> T | None:
         stored = self._stored
@@ -121,7 +121,7 @@ class Indexed:
 
     def _described(self, found: Found | None) -> list[CheckpointMetadata] | None:
         """Describe what was found; ``None`` if a record was altered in place, which leaves the folder's version."""
-        if found is None or not all(map(self._is_as_known, found.records)):
+        if found is None or _sound(found.overview) is None or not all(map(self._is_as_known, found.records)):
             return None
         best, latest = found.overview.best_checkpoint, found.overview.latest_checkpoint
         return [
@@ -144,3 +144,8 @@ class Indexed:
 
     def _key(self, name: str) -> str:
         return f"{self._path}/{name}".lstrip("/")
+
+
+def _sound(overview: ExperimentOverview | None) -> ExperimentOverview | None:
+    """Return what the database knows of a folder; ``None`` where a record could not be read, as it may be by now."""
+    return overview if overview is not None and not overview.unreadable_checkpoints else None

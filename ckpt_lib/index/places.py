@@ -82,6 +82,10 @@ class Place:
         """What the checkpoint of this place is called in its list."""
         return f"{self.experiment}/{self.checkpoint_id}" if self.experiment else self.checkpoint_id
 
+    def is_of(self, checkpoint: CheckpointMetadata | Manifest) -> bool:
+        """Tell whether a checkpoint is in this place: its value may be another one by now."""
+        return self == self.of(checkpoint, self.sort_by, in_all=bool(self.experiment))
+
     def precedes(self, checkpoint: CheckpointMetadata | Manifest, *, descending: bool) -> bool:
         """Tell whether a checkpoint comes after this place. What cannot be compared comes last either way."""
         other = Place.of(checkpoint, self.sort_by, in_all=bool(self.experiment))

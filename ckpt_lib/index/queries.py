@@ -104,12 +104,14 @@ def _follows(
     experiment, _, checkpoint_id = name.rpartition("/")
     is_there = (folders.c.path == (experiment or path or ""), records.c.checkpoint_id == checkpoint_id)
     found = connection.execute(chosen.with_only_columns(order.last, *order.values).where(*is_there)).one_or_none()
+    place = _values_of(after, with_path=path is None) if isinstance(after, Place) else None
     if found is not None:
         last, *values = found
-        return order.is_after(last, values)
-    if isinstance(after, Place):
-        return order.is_after(*_values_of(after, with_path=path is None))
-    raise not_there(name)
+        if place in (None, (last, values[:-1])):  # it may have another value by now
+            return order.is_after(last, values)
+    if place is None:
+        raise not_there(name)
+    return order.is_after(*place)
 
 
 def _values_of(place: Place, *, with_path: bool) -> tuple[int, list[Any]]:

@@ -83,7 +83,7 @@ def select(checkpoints: Sequence[CheckpointMetadata], **asked: Any) -> list[Chec
     of ``SORTABLE`` or the name of a metric; values that cannot be compared come last either way. ``after`` is an id:
     only what follows it in this order is returned, so that the last id of one page begins the next. A
     :class:`~ckpt_lib.index.places.Place`, or the text of one, also says where the checkpoint was, and the list goes on
-    there if it has been deleted.
+    there if it has been deleted, or has another value by now.
 
     Raises :class:`~ckpt_lib.errors.ConfigError` for what is no condition, :class:`~ckpt_lib.errors.UnknownMetricError`
     for a metric that none has recorded, and :class:`~ckpt_lib.errors.CheckpointNotFoundError` for an ``after`` that is
@@ -137,10 +137,15 @@ def _sorted(found: list[C], selection: Selection) -> list[C]:
 
 
 def _following(ordered: list[C], after: str | Place, *, descending: bool) -> list[C]:
-    """Return what follows a checkpoint; by its place, for several may have one value."""
+    """Return what follows a checkpoint; by its place, for several may have one value.
+
+    One that has another value by now would skip, or repeat, all that lies between: the list goes on where it was.
+    """
     experiment, _, checkpoint_id = (after.name if isinstance(after, Place) else after).rpartition("/")
     for position, checkpoint in enumerate(ordered):
-        if checkpoint.checkpoint_id == checkpoint_id and experiment in ("", checkpoint.experiment_name):
+        if checkpoint.checkpoint_id != checkpoint_id or experiment not in ("", checkpoint.experiment_name):
+            continue
+        if not isinstance(after, Place) or after.is_of(checkpoint):
             return ordered[position + 1 :]
     if isinstance(after, Place):
         return [checkpoint for checkpoint in ordered if after.precedes(checkpoint, descending=descending)]

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from ckpt_lib.converting.names import OF_WEIGHTS
 from ckpt_lib.core.wording import shown, size_text, visible
-from ckpt_lib.errors import InvalidMetricError
+from ckpt_lib.errors import InvalidMetricError, ProtectedCheckpointError
 from ckpt_lib.page.desk import Desk
 from ckpt_lib.page.file_actions import FileActions
 from ckpt_lib.page.jobs import subject_of
@@ -96,6 +96,26 @@ class Actions:
         changed, told = change(view, value)
         self._desk.note(who, act, view.experiment, value)
         return changed, notice(told)
+
+    def require_about(self, view: View, act: str, experiment: object) -> None:
+        """Raise if a button was shown of another experiment than the view is of, where it does more than to look.
+
+        Whoever clicks before the page shows where the last click has led means what is shown: two experiments may well
+        have a checkpoint of the same id. ``experiment`` is ``None`` for what is shown of none. Raises
+        :class:`~ckpt_lib.errors.ProtectedCheckpointError`.
+        """
+        if experiment in (None, view.experiment) or act in self._moves:
+            return
+        if not view.tab:  # the least recently used pages are forgotten, and a restart forgets all
+            raise ProtectedCheckpointError(
+                "the server does not know what this page shows any more, so nothing was done", hint="Load it anew."
+            )
+        raise ProtectedCheckpointError(
+            "the page had gone on to another experiment when this was clicked, so nothing was done",
+            expected=f"the experiment {shown(view.experiment)}",
+            got=shown(str(experiment)),
+            hint="Choose the experiment that is meant, and click again.",
+        )
 
     def edit(self, request: gr.Request, view: View, tags: str, description: str) -> Outcome:
         """Change the tags and the description of the checkpoint that is shown."""

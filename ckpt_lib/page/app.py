@@ -17,7 +17,7 @@ import gradio as gr
 from markupsafe import Markup
 
 from ckpt_lib.core.logs import logger
-from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError
+from ckpt_lib.errors import CheckpointError, CheckpointNotFoundError, UnknownMetricError
 from ckpt_lib.page.actions import Actions
 from ckpt_lib.page.conversions import Conversions
 from ckpt_lib.page.desk import Desk
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 Handler = Callable[..., Updates]
+
+_PAGES_KEPT = 256
+"""Gradio keeps 0.4 MB for each page that was ever loaded, by default for 10,000."""
 
 
 def mount(app: FastAPI, settings: ServerSettings) -> FastAPI:
@@ -91,6 +94,7 @@ class Page:
     def build(self) -> gr.Blocks:
         """Return the page."""
         blocks: gr.Blocks = gr.Blocks(title="Checkpoints", analytics_enabled=False)
+        blocks.state_session_capacity = _PAGES_KEPT
         with blocks:
             self._layout = Layout(self._desk.managers.config)
             self._renderer = Renderer(self._desk, self._layout)
@@ -178,17 +182,19 @@ class Page:
     ) -> None:
         """Call a handler with the view and the values of ``inputs``; what it raises becomes a notice.
 
-        An event of the clock keeps the notice, and does not wait for one of a person.
+        An event of the clock keeps the notice, and does not wait for one of a person. So does one that changes nothing:
+        Gradio tells of fields that the page itself has filled.
         """
         before: Updates = {} if by_clock else {self._layout.notice: ""}
 
         def handle(request: gr.Request, data: gr.EventData, current: CurrentView, *values: Any) -> Updates:
             if not current.lock.acquire(blocking=not by_clock):
-                return {}
+                return self._nothing()
             try:
                 self._desk.check(request, "read")
                 # Of two quick clicks, the second begins where the first has led.
-                return {**before, **self._moved(current, handler(request, data, current.view, *values))}
+                updates = handler(request, data, current.view, *values)
+                return {**before, **self._moved(current, updates)} if updates else self._nothing()
             except (CheckpointError, PermissionError) as error:
                 return {self._layout.notice: str(_notice_of(error))}
             except Exception as error:
@@ -210,6 +216,10 @@ class Page:
             api_visibility="private",
         )
 
+    def _nothing(self) -> Updates:
+        """Return what changes nothing: Gradio fails at an answer without any component."""
+        return {self._layout.timer: gr.skip()}
+
     def _moved(self, current: CurrentView, updates: Updates) -> Updates:
         """Keep the view that ``updates`` hold, and return the rest."""
         view = updates.pop(self._layout.current, current.view)
@@ -218,7 +228,8 @@ class Page:
         current.view = view
         return updates
 
-    def _shown(self, request: gr.Request, view: View, told: Markup | None = None) -> Updates:
+    def _shown(self, request: gr.Request, view: View, told: Markup | None = None, *, is_typed: bool = False) -> Updates:
+        """Draw a view. What it goes by may have gone meanwhile, unless the condition was just typed."""
         said: Updates = {self._layout.notice: str(told)} if told else {}
         try:
             return {**self._renderer.render(request, view), **said}
@@ -226,7 +237,13 @@ class Page:
             if not view.opened and not view.cursors:
                 raise
             # What was looked at has gone meanwhile: the beginning of the list is there.
-            return {**self._renderer.render(request, view.with_(opened="", cursors=())), **said}
+            return self._shown(request, view.with_(opened="", cursors=()), told)
+        except UnknownMetricError as error:
+            if is_typed or not view.goes_by_metrics:
+                raise
+            # The last one that had recorded it has gone: no click would lead on from a list that cannot be drawn.
+            emptied: Updates = {self._layout.where: "", self._layout.find_where: ""}
+            return {**self._shown(request, view.without_metrics(), told or _notice_of(error)), **emptied}
 
     def _open(self, request: gr.Request, _: gr.EventData, view: View) -> Updates:
         asked = request.query_params
@@ -239,6 +256,7 @@ class Page:
     def _act(self, request: gr.Request, data: gr.EventData, view: View) -> Updates:
         sent = data._data if isinstance(data._data, dict) else {}
         act, value = str(sent.get("act", "")), str(sent.get("value", ""))
+        self._actions.require_about(view, act, sent.get("about"))
         changed, told = self._actions.do(request, view, act, value)
         updates = self._shown(request, changed, told)
         if changed.tab != view.tab:
@@ -261,13 +279,14 @@ class Page:
         search, where = search or "", where or ""  # a field that was never shown has no value
         if (search, where) == (view.search, view.where):
             return {}  # the page itself has changed the fields
-        return self._shown(request, view.with_(search=search, where=where))
+        return self._shown(request, view.with_(search=search, where=where), is_typed=True)
 
     def _find(self, request: gr.Request, _: gr.EventData, view: View, text: str | None, where: str | None) -> Updates:
         text, where = text or "", where or ""
         if (text, where) == (view.everywhere.text, view.everywhere.where):
             return {}
-        return self._shown(request, view.with_(everywhere=view.everywhere.with_(text=text, where=where)))
+        wanted = view.everywhere.with_(text=text, where=where)
+        return self._shown(request, view.with_(everywhere=wanted), is_typed=True)
 
     def _edit(self, request: gr.Request, _: gr.EventData, view: View, tags: str, description: str) -> Updates:
         return self._shown(request, *self._actions.edit(request, view, tags, description))

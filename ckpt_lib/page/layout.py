@@ -34,7 +34,7 @@ EXPORT_FORMATS = [
 EXPORT_DTYPES = [("as they are", ""), ("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "fp32")]
 _SENDS = """
 const send = node => trigger('act', {act: node.dataset.act, value: node.value && node.tagName === 'SELECT'
-    ? node.value : node.dataset.value || ''});
+    ? node.value : node.dataset.value || '', about: node.closest('[data-about]')?.dataset.about});
 const leading = ['experiment', 'open', 'found', 'open-imported', 'next', 'previous', 'find-next', 'find-previous'];
 element.addEventListener('click', event => {
     const node = event.target.closest('button[data-act]');
@@ -56,7 +56,7 @@ watch('value', () => {
     if (node) node.focus({preventScroll: true});
 });
 """
-"""Sends what is clicked, and shows from its top what that leads to.
+"""Sends what is clicked, and which experiment it was shown of, and shows from its top what that leads to.
 
 When a screen is drawn anew, what had the keyboard's focus gets it back. Where a question has taken the place of the
 button that asked for it, that is the button which leaves all as it is.

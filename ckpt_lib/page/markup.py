@@ -43,6 +43,11 @@ def button(
     ).format(kind, act, value, title, name, label)
 
 
+def about(experiment: str, content: str) -> str:
+    """Return a screen that says which experiment it is of, so that its buttons are for no other one."""
+    return str(Markup('<div data-about="{}">{}</div>').format(experiment, Markup(content)))  # noqa: S704 - a screen
+
+
 def toggle(act: str, value: str, label: str, *, is_on: bool, spoken: str | None = None) -> Markup:
     """Return a button that is on or off; screen readers read ``spoken`` if it is given."""
     name = NOTHING if spoken is None else Markup(' aria-label="{}"').format(spoken)

@@ -22,7 +22,7 @@ from ckpt_lib.page.finding import found_html
 from ckpt_lib.page.jobs import jobs_html, running_html
 from ckpt_lib.page.layout import Layout
 from ckpt_lib.page.listing import list_html, monitored_in
-from ckpt_lib.page.markup import NOTHING, button, empty, joined, question
+from ckpt_lib.page.markup import NOTHING, about, button, empty, joined, question
 from ckpt_lib.page.retiring import plan_html, planned_cleanup, trash_html
 from ckpt_lib.page.runs import runs_html
 from ckpt_lib.page.summary import summary_html
@@ -71,6 +71,7 @@ class Renderer:
             draw = getattr(self, f"_draw_{view.tab}")
             overview = next(item for item in found if item.experiment_name == view.experiment)
             updates |= draw(request, view, self._desk.manager(view.experiment), overview)
+            updates[screen] = about(view.experiment, updates[screen])
         return updates
 
     def jobs(self, request: gr.Request, view: View) -> Updates:

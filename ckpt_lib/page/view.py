@@ -125,6 +125,16 @@ class View:
         return _conditions(self.where)
 
     @property
+    def goes_by_metrics(self) -> bool:
+        """Tell whether a list may go by a metric that nobody has recorded any more."""
+        return self != self.without_metrics()
+
+    def without_metrics(self) -> Self:
+        """Return the view without its conditions, in the orders that it began with."""
+        everywhere = self.everywhere.with_(where="", sort_by=Search.sort_by, descending=Search.descending)
+        return self.with_(where="", sort_by="sequence", descending=True, everywhere=everywhere)
+
+    @property
     def is_filtered(self) -> bool:
         """Tell whether the list leaves something out."""
         return bool(self.search or self.where or self.tags)

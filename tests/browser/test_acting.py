@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -18,10 +19,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib.page import app
 from ckpt_lib.page.rendering import Renderer
 from tests.browser import stores
 from tests.browser.conftest import page_of
 from tests.browser.steps import chosen, field, go, opened, shown
+from tests.web.running import wait_for
 
 
 @pytest.fixture
@@ -164,6 +167,40 @@ def test_quick_clicks_follow_each_other(
     page.get_by_role("button", name="Show what would go").click()
     expect(page.get_by_role("button", name=re.compile("^Delete .*…$"))).to_be_visible()
     expect(field(page, "Keep the best")).to_have_value("2")
+
+
+def test_a_click_is_for_what_is_shown(
+    page: Page, damaged: str, manager: CheckpointManager, config: CheckpointConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another experiment may have a checkpoint of the same id: what is clicked before it is shown is not for that."""
+    root = Path(config.checkpoint_dir)
+    shutil.copytree(root / "digits", root / "other")
+    checkpoint_id = opened(page, damaged, manager, "epoch_2")
+    page.get_by_role("button", name="Delete…").click()
+    delete = page.get_by_role("alertdialog").get_by_role("button", name="Delete")
+    expect(delete).to_be_visible()
+    draw, delays = Renderer._draw_checkpoints, [2.0]
+
+    def draw_late(*args: Any) -> Any:
+        time.sleep(delays.pop() if delays else 0.0)
+        return draw(*args)
+
+    monkeypatch.setattr(Renderer, "_draw_checkpoints", draw_late)
+    refused: list[str] = []
+    notice_of = app._notice_of
+
+    def noted(error: Any) -> Any:
+        refused.append(str(error))
+        return notice_of(error)
+
+    monkeypatch.setattr(app, "_notice_of", noted)
+    page.locator(".ck-chooser select").select_option("other")
+    delete.click()
+    expect(page.locator(".ck-list caption")).to_have_text("Checkpoints of other")
+    wait_for(lambda: bool(refused))
+    assert "gone on to another experiment" in refused[0]
+    for name in ("digits", "other"):
+        assert checkpoint_id in CheckpointManager(config, name).checkpoint_ids()
 
 
 def test_a_cleanup_that_finds_damage(page: Page, damaged: str, manager: CheckpointManager) -> None:

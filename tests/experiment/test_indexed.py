@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from ckpt_lib import CheckpointConfig, CheckpointManager
+from ckpt_lib import CheckpointConfig, CheckpointManager, describe_experiments, find_checkpoints
 from ckpt_lib.core.metadata import CheckpointMetadata
-from ckpt_lib.errors import CheckpointNotFoundError, UnknownMetricError
+from ckpt_lib.errors import CheckpointNotFoundError, StorePermissionError, UnknownMetricError
 from ckpt_lib.experiment.index import Index
 from ckpt_lib.experiment.stored_index import StoredIndex
 from ckpt_lib.index.database import database_at
+from ckpt_lib.index.places import Place
 from ckpt_lib.index.selection import Selection, select
 from ckpt_lib.store.local import LocalStore
 from tests.web.big_store import EXPERIMENT, build, save
@@ -163,6 +164,18 @@ def test_changes_of_others_are_seen_at_once(config: CheckpointConfig, manager: C
         assert manager.get_checkpoint("latest") == listed(config)[-1]
 
 
+def test_pages_go_on_where_the_last_one_ended(config: CheckpointConfig, manager: CheckpointManager) -> None:
+    """Also when its last checkpoint has got another value meanwhile: nothing that lies between is skipped."""
+    whole = [item.checkpoint_id for item in manager.list_checkpoints(sort_by="val_loss")]
+    first = manager.list_checkpoints(sort_by="val_loss", limit=20)
+    last = first[-1]
+    manager_of(config).add_metrics(last.checkpoint_id, {"val_loss": 99.0}, source="eval", replace=True)
+    rest = manager.list_checkpoints(sort_by="val_loss", after=str(Place.of(last, "val_loss")))
+    assert [item.checkpoint_id for item in rest] == [*whole[20:], last.checkpoint_id]
+    everywhere = find_checkpoints(config, sort_by="val_loss", after=Place.of(last, "val_loss", in_all=True))
+    assert [item.checkpoint_id for item in everywhere] == [*whole[20:], last.checkpoint_id]
+
+
 @pytest.mark.parametrize("suffix", [".pt", ".json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing"])
 def test_damage_is_seen(config: CheckpointConfig, manager: CheckpointManager, suffix: str, damage: str) -> None:
@@ -176,6 +189,48 @@ def test_damage_is_seen(config: CheckpointConfig, manager: CheckpointManager, su
     found = manager.list_checkpoints(limit=5)
     assert found == listed(config, limit=5)
     assert [item.is_complete for item in found if item.checkpoint_id == victim] == ([False] if suffix == ".pt" else [])
+
+
+def test_what_was_refused_is_listed_once_it_can_be_read(
+    config: CheckpointConfig, manager: CheckpointManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written to the folder when its owner lets the others read a record: no version tells of that."""
+    everything = listed(config)
+    best = next(item.checkpoint_id for item in everything if item.is_best)
+    open_read = LocalStore.open_read
+
+    def refused(store: LocalStore, key: str) -> Any:
+        if best in key:
+            raise StorePermissionError("the store refuses access", path=key)
+        return open_read(store, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "open_read", refused)
+        os.utime(Path(config.checkpoint_dir, EXPERIMENT, f"{best}.json"))  # all read it anew
+        manager_of(config).edit_checkpoint(everything[0].checkpoint_id, add_tags=["new"])
+        assert len(manager.list_checkpoints()) == COUNT - 1
+    everything = listed(config)
+    for asked in (manager, manager_of(config)):
+        assert asked.list_checkpoints() == everything
+        assert asked.get_checkpoint("best").checkpoint_id == best
+    (overview,) = describe_experiments(config)
+    assert (overview.best_checkpoint, overview.unreadable_checkpoints) == (best, 0)
+
+
+def test_what_is_mended_by_hand_is_listed(config: CheckpointConfig, manager: CheckpointManager) -> None:
+    """Also by a copy into the damaged file, which leaves the version of the folder."""
+    everything = listed(config)
+    best = next(item.checkpoint_id for item in everything if item.is_best)
+    record = Path(config.checkpoint_dir, EXPERIMENT, f"{best}.json")
+    whole = record.read_bytes()
+    record.write_bytes(whole[:100])
+    manager_of(config).edit_checkpoint(everything[0].checkpoint_id, add_tags=["new"])
+    assert len(manager.list_checkpoints()) == COUNT - 1
+    assert manager.get_checkpoint("best").checkpoint_id != best
+    record.write_bytes(whole)
+    for asked in (manager, manager_of(config)):
+        assert asked.list_checkpoints() == listed(config)
+        assert asked.get_checkpoint("best").checkpoint_id == best
 
 
 def test_an_index_that_cannot_be_used_is_done_without(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -92,6 +94,29 @@ class QueryContract:
             names = [(item.experiment_name, item.checkpoint_id) for item in following or []]
             expected = whole[whole.index(last) + 1 :]
             assert names == [(item.experiment_name, item.checkpoint_id) for item in expected]
+
+    @same_database
+    @given(experiments(), SELECTIONS, st.integers(0, 20), st.integers(0, 20))
+    def test_a_place_outlasts_its_value(
+        self, database: IndexDatabase, stored: dict[str, list[Manifest]], selection: Selection, at: int, other: int
+    ) -> None:
+        """A page goes on behind the place that a checkpoint had: by its new one, it would skip what lies between."""
+        self._fill(database, stored)
+        for sort_by in ("epoch", "file_size", *NAMES[:1]):
+            asked = vars(selection) | {"limit": None, "sort_by": sort_by, "where": ()}
+            try:
+                whole = database.find(STORE, Selection(**asked))
+            except UnknownMetricError:
+                continue
+            if not whole:
+                return
+            before = Place.of(whole[other % len(whole)], sort_by, in_all=True)
+            place = replace(Place.of(whole[at % len(whole)], sort_by, in_all=True), value=before.value)
+            following = database.find(STORE, Selection(**asked | {"after": place}))
+            expected = [item for item in whole if place.precedes(item, descending=selection.descending)]
+            if place != Place.of(whole[at % len(whole)], sort_by, in_all=True):
+                assert following == expected
+            assert following == select_from(described(stored), Selection(**asked | {"after": place}))
 
     def test_a_page_after_what_is_not_there_is_refused(self, database: IndexDatabase) -> None:
         """The page would begin anywhere."""

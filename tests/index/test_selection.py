@@ -6,6 +6,7 @@ import base64
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -204,6 +205,17 @@ def test_a_place_outlasts_its_checkpoint(sort_by: str, descending: bool, at: int
     for after in (place, str(place)):
         assert select(KNOWN, sort_by=sort_by, descending=descending, after=after) == whole[at + 1 :]
         assert select(rest, sort_by=sort_by, descending=descending, after=after) == whole[at + 1 :]
+
+
+@given(st.sampled_from(["epoch", "step", "file_size", "loss"]), st.booleans(), st.data())
+def test_a_place_outlasts_its_value(sort_by: str, descending: bool, data: st.DataObject) -> None:
+    """The page goes on where the checkpoint was: behind its new place, what lies between would be skipped."""
+    whole = select(KNOWN, sort_by=sort_by, descending=descending)
+    moved, other = (whole[data.draw(st.integers(0, len(KNOWN) - 1))] for _ in range(2))
+    place = replace(Place.of(moved, sort_by), value=Place.of(other, sort_by).value)
+    if place != Place.of(moved, sort_by):
+        expected = [item for item in whole if place.precedes(item, descending=descending)]
+        assert select(KNOWN, sort_by=sort_by, descending=descending, after=str(place)) == expected
 
 
 @pytest.mark.parametrize("sort_by", ["sequence", "checkpoint_id", "timestamp", "loss"])

@@ -412,6 +412,36 @@ def test_what_is_deleted_while_another_comes_back_with_its_mark_stays_away(
     assert resumed_id(vault.manager()) == saved[0]
 
 
+@pytest.mark.parametrize("at_first", ["live", "deleted"])
+def test_a_pass_over_the_backups_leaves_the_mark_that_is_right(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, at_first: str
+) -> None:
+    """What is deleted, or comes back, once the pass has listed what is there: the last one of the two counts."""
+    manager, other = vault.manager(), vault.manager()
+    saved = [save(manager, epoch, 1 / epoch) for epoch in (1, 2)]
+    home, backups = manager._locations.home, manager._locations.backups
+    is_marked = deleted_by_name.is_marked
+    changes: list[Callable[[str], object]] = [other.delete_checkpoint]
+    if at_first == "live":
+        deleted_by_name.mark(backups, backups.get(saved[1]))  # they did not answer when it came back
+    else:
+        other.delete_checkpoint(saved[1])
+        deleted_by_name.unmark(backups, backups.get(saved[1]).uid)  # nor when it was deleted
+        changes = [other.undelete_checkpoint]
+
+    def changed_then(experiment: Experiment, uid: str) -> bool:
+        found = is_marked(experiment, uid)
+        if changes:
+            changes.pop()(saved[1])
+        return found
+
+    monkeypatch.setattr(deleted_by_name, "is_marked", changed_then)
+    deleted_by_name.follow(home, backups)
+    assert not changes
+    vault.lose_disk()
+    assert resumed_id(vault.manager()) == saved[0 if at_first == "live" else 1]
+
+
 @pytest.mark.parametrize("disk", ["there", "lost"])
 def test_no_list_calls_a_deleted_backup_the_latest_or_the_best(vault: Vault, disk: str) -> None:
     """Nor does the doctor offer it; once its checkpoint is back, it is what it was."""
