@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 _ORDERS_KEPT = 8
 _LISTS_BEFORE_ALL_IS_READ = 8
-"""A process that asks for so many lists is answered from memory sooner than by the database, whatever reading takes."""
+"""After so many lists a process reads all records once, and answers from memory."""
 
 
 class Orders:
@@ -53,9 +53,9 @@ class Orders:
 class Indexed:
     """The answers about one folder of what this process has listed, or else of the database. Threads may share it.
 
-    Each is as new as a listing would be: the folder's version shows whether anything was written since the database
-    took it in, and then it is brought up to date first. Every method returns ``None`` where a listing has to answer: in
-    a folder of few records, which it does sooner; and where the store cannot tell versions, or the database is away.
+    Each is as new as a listing would be: the folder's version is compared before each answer, and the folder is listed
+    again if it has changed. Every method returns ``None`` where a listing has to answer: in a folder of few records,
+    which it does sooner; and where the store cannot tell versions, or the database is away.
     """
 
     def __init__(self, store: Store, path: str, index: Index, stored: StoredIndex | None) -> None:

@@ -137,7 +137,8 @@ class Condition:
             raise ConfigError(f"{self.name} cannot be compared with {briefly(self.value)}", expected=kind.expected)
         if self.operator not in ("==", "!=") and isinstance(self.value, str | bool):
             expected = "a number; or = or != before a text" if kind is _METRIC else "= or !="
-            raise ConfigError(f"{briefly(self.value)} has no order for {self.operator} to ask for", expected=expected)
+            what = f"{self.operator} cannot compare {briefly(self.value)}: texts and truth values have no order"
+            raise ConfigError(what, expected=expected)
 
     @classmethod
     def parse(cls, text: str) -> Self:

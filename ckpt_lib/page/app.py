@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 Handler = Callable[..., Updates]
 
 _PAGES_KEPT = 256
+_PATIENCE_SECONDS = 60.0
+"""How long a click waits for the one before: a store that hangs must not take a thread for each click."""
+_STILL_BUSY = notice("The page is still at work on the last click.", hint="Wait, or reload it.", is_error=True)
 """Gradio keeps 0.4 MB for each page that was ever loaded, by default for 10,000."""
 
 
@@ -159,7 +162,7 @@ class Page:
         )
         self._on(layout.compared.submit, self._compare, [layout.compared])
         self._on(layout.preview.click, self._preview, [layout.keep])
-        self._on(layout.timer.tick, self._tick, by_clock=True)
+        self._on(layout.timer.tick, self._tick, is_tick=True)
         options = [layout.setup_experiment, *layout.setup_fields.values()]
         for option in options:
             self._on(
@@ -178,31 +181,24 @@ class Page:
         *,
         more_outputs: list[Any] | None = None,
         trigger_mode: str = "multiple",
-        by_clock: bool = False,
+        is_tick: bool = False,
     ) -> None:
         """Call a handler with the view and the values of ``inputs``; what it raises becomes a notice.
 
         An event of the clock keeps the notice, and does not wait for one of a person. So does one that changes nothing:
         Gradio tells of fields that the page itself has filled.
         """
-        before: Updates = {} if by_clock else {self._layout.notice: ""}
 
         def handle(request: gr.Request, data: gr.EventData, current: CurrentView, *values: Any) -> Updates:
-            if not current.lock.acquire(blocking=not by_clock):
-                return self._nothing()
+            if not current.lock.acquire(timeout=0 if is_tick else _PATIENCE_SECONDS):
+                return self._nothing() if is_tick else {self._layout.notice: str(_STILL_BUSY)}
             try:
-                self._desk.check(request, "read")
                 # Of two quick clicks, the second begins where the first has led.
-                updates = handler(request, data, current.view, *values)
-                return {**before, **self._moved(current, updates)} if updates else self._nothing()
-            except (CheckpointError, PermissionError) as error:
-                return {self._layout.notice: str(_notice_of(error))}
-            except Exception as error:
-                logger.exception("the page failed with an unexpected error")
-                told = notice(
-                    f"The page failed: {type(error).__name__}.", hint="The server's log says why.", is_error=True
-                )
-                return {self._layout.notice: str(told)}
+                updates = self._answered(request, lambda: handler(request, data, current.view, *values))
+                if not updates:
+                    return self._nothing()
+                before: Updates = {} if is_tick else {self._layout.notice: ""}
+                return {**before, **self._take_view(current, updates)}
             finally:
                 current.lock.release()
 
@@ -216,11 +212,23 @@ class Page:
             api_visibility="private",
         )
 
+    def _answered(self, request: gr.Request, answer: Callable[[], Updates]) -> Updates:
+        """Return what a handler answers to who may look at the page; its errors become notices."""
+        try:
+            self._desk.check(request, "read")
+            return answer()
+        except (CheckpointError, PermissionError) as error:
+            return {self._layout.notice: str(_notice_of(error))}
+        except Exception as error:
+            logger.exception("the page failed with an unexpected error")
+            told = notice(f"The page failed: {type(error).__name__}.", hint="The server's log says why.", is_error=True)
+            return {self._layout.notice: str(told)}
+
     def _nothing(self) -> Updates:
         """Return what changes nothing: Gradio fails at an answer without any component."""
         return {self._layout.timer: gr.skip()}
 
-    def _moved(self, current: CurrentView, updates: Updates) -> Updates:
+    def _take_view(self, current: CurrentView, updates: Updates) -> Updates:
         """Keep the view that ``updates`` hold, and return the rest."""
         view = updates.pop(self._layout.current, current.view)
         if view.selected != current.view.selected:

@@ -221,7 +221,7 @@ def get_export(request: Request, _: Reader, export_id: FolderId) -> ExportFiles:
     responses=_NO_EXPORT,
 )
 def remove_export(request: Request, _: Reader, export_id: FolderId) -> Response:
-    """Remove an export before it goes by itself. Nobody knows its id but who made it or was told."""
+    """Remove an export before its day is over. Only those who know its id can do so."""
     _exports(request).remove(export_id)
     return Response(status_code=status.HTTP_204_NO_CONTENT)
 

@@ -110,7 +110,7 @@ class Exports:
         return StorageFullError(
             "this and the other exports are larger than the server allows",
             expected=f"at most {size_text(self._most_bytes)} together, and room on its disk",
-            hint="Exports go a day after they were made.",
+            hint="Exports go a day after they were made; DELETE /api/v1/exports/{export_id} removes one at once.",
         )
 
     def get(self, export_id: str) -> Export:
@@ -138,7 +138,9 @@ class Exports:
 
 def no_export() -> ExportNotFoundError:
     """Return the error for an export, or a file of one, that is not there."""
-    return ExportNotFoundError("there is no such export, or no such file of it", hint="Exports go after a day.")
+    return ExportNotFoundError(
+        "there is no such export, or no such file of it", hint="It was removed, or its day is over."
+    )
 
 
 def _write(

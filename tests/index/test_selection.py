@@ -168,7 +168,7 @@ def test_a_condition_of_the_wrong_type_is_refused(name: str, sign: Any, value: A
 )
 def test_what_has_no_order_is_told_what_it_can_be_compared_with(text: str, expected: str) -> None:
     """A doubled sign leaves a text, where a number was meant."""
-    with pytest.raises(ConfigError, match="has no order") as refused:
+    with pytest.raises(ConfigError, match="have no order") as refused:
         Condition.parse(text)
     assert refused.value.expected == expected
 
