@@ -441,7 +441,8 @@ class EmptyTrash(Work):
         whole_ids = [item.checkpoint.checkpoint_id for item in before.items if not item.is_part]
         part_ids = [item.checkpoint.checkpoint_id for item in before.items if item.is_part]
         deleted_ids = tuple(manager.empty_trash(deleted_ids=whole_ids, dropped_ids=part_ids))
-        freed_bytes = max(0, before.size_bytes - trash_of(manager).size_bytes)
+        left = {item.key for item in trash_of(manager).items}
+        freed_bytes = sum(item.size_bytes for item in before.items if item.key not in left)
         return [Outcome(result=TrashEmptied(deleted_ids=deleted_ids, freed_bytes=freed_bytes))]
 
 

@@ -48,6 +48,11 @@ class Deleted:
     comes_back: bool = True
     """False for what an undone thinning has left."""
 
+    @property
+    def key(self) -> tuple[str, str, bool]:
+        """What no other deletion or thinning has."""
+        return self.checkpoint.checkpoint_id, str(self.since), self.is_part
+
 
 @dataclass(frozen=True)
 class Trash:
@@ -68,7 +73,7 @@ def trash_of(manager: CheckpointManager) -> Trash:
     ids = [*(item.checkpoint_id for item in manager.list_deleted()), *manager.dropped_bytes()]
     found = (home.read(checkpoint_id).record for checkpoint_id in dict.fromkeys(ids))
     items = [item for record in found if isinstance(record, Manifest) for item in _lost(record, kept)]
-    facts = [(item.checkpoint.checkpoint_id, str(item.since), item.size_bytes, item.is_part) for item in items]
+    facts = [(*item.key, item.size_bytes) for item in items]
     return Trash(tuple(sorted(items, key=lambda item: str(item.since), reverse=True)), fingerprint_of(facts))
 
 
