@@ -220,9 +220,9 @@ def get_export(request: Request, _: Reader, export_id: FolderId) -> ExportFiles:
     response_description="It is gone.",
     responses=_NO_EXPORT,
 )
-def remove_export(request: Request, _: Reader, export_id: FolderId) -> Response:
-    """Remove an export before its day is over. Only those who know its id can do so."""
-    _exports(request).remove(export_id)
+def remove_export(request: Request, who: Reader, export_id: FolderId) -> Response:
+    """Remove an export before its day is over. To another token than the one that asked for it, it is not there."""
+    _exports(request).remove(export_id, who)
     return Response(status_code=status.HTTP_204_NO_CONTENT)
 
 

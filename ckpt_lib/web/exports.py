@@ -34,6 +34,8 @@ class Export(BaseModel):
     checkpoint_id: str
     files: tuple[FileEntry, ...]
     left_out: tuple[str, ...] = ()
+    who: str = ""
+    """The token that asked for it, and may remove it; empty for what the page has converted."""
 
 
 class Exports:
@@ -45,7 +47,7 @@ class Exports:
         self.folders = KeptFolders(folder / "exports", kept_seconds)
 
     def create(
-        self, experiment: Experiment, manifest: Manifest, options: Mapping[str, Any], progress: Progress
+        self, experiment: Experiment, manifest: Manifest, options: Mapping[str, Any], progress: Progress, *, who: str
     ) -> Export:
         """Export a checkpoint, as it is or converted by the ``options`` of :func:`ckpt_lib.convert_checkpoint`.
 
@@ -55,7 +57,7 @@ class Exports:
         def write(place: str, progress: Progress) -> Sequence[str]:
             return _write(experiment, manifest, place, options, progress)
 
-        facts = {"experiment_name": experiment.name, "checkpoint_id": manifest.checkpoint_id}
+        facts = {"experiment_name": experiment.name, "checkpoint_id": manifest.checkpoint_id, "who": who}
         return self._created(write, manifest.plain_size_bytes, progress, **facts)
 
     def create_converted(self, source: Path, size_bytes: int, options: Mapping[str, Any], progress: Progress) -> Export:
@@ -120,9 +122,14 @@ class Exports:
         except (OSError, ValidationError) as error:
             raise no_export() from error
 
-    def remove(self, export_id: str) -> None:
-        """Remove an export at once. Raises as :meth:`get`."""
-        self.folders.remove(self.get(export_id).export_id)
+    def remove(self, export_id: str, who: str) -> None:
+        """Remove an export of the token ``who`` at once. Raises as :meth:`get`, also for an export of another token.
+
+        The id alone is no right to remove it: everybody who may read sees the ids in jobs.
+        """
+        if self.get(export_id).who != who:
+            raise no_export()
+        self.folders.remove(export_id)
 
     def expires_at(self, export_id: str) -> float:
         """Return when an export goes, in seconds since 1970. Raises as :meth:`get`."""

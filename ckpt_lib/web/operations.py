@@ -239,6 +239,7 @@ class Export(NamedWork):
     only: Literal["model"] | None = Field(default=None, description="model: the weights alone.")
     shard_size: str | None = Field(default=None, max_length=50, description="The largest file, such as 5GB.")
     _exports: Exports = PrivateAttr()
+    _who: str = PrivateAttr()
 
     @property
     def scope(self) -> Scope:
@@ -248,8 +249,8 @@ class Export(NamedWork):
     def needs_transfers(self) -> bool:
         return True
 
-    def prepare(self, transfers: Transfers, who: str) -> None:  # noqa: ARG002
-        self._exports = transfers.exports
+    def prepare(self, transfers: Transfers, who: str) -> None:
+        self._exports, self._who = transfers.exports, who
         if options := self._options():
             from ckpt_lib.converting.options import conversion_options  # torch, only where it is used
 
@@ -267,7 +268,7 @@ class Export(NamedWork):
 
     def do_one(self, manager: CheckpointManager, checkpoint_id: str, progress: Progress) -> Exported:
         home, found = home_of(manager), manager.get_checkpoint(checkpoint_id)  # none in quarantine
-        export = self._exports.create(home, home.get(found.checkpoint_id), self._options(), progress)
+        export = self._exports.create(home, home.get(found.checkpoint_id), self._options(), progress, who=self._who)
         files = [ExportedFile(name=file.name, size_bytes=file.size_bytes, sha256=file.sha256) for file in export.files]
         return Exported(export_id=export.export_id, files=tuple(files), left_out=export.left_out)
 

@@ -238,6 +238,20 @@ def test_an_upload_belongs_to_the_token_that_began_it(settings: ServerSettings, 
         assert imported(client, upload_id)["state"] == "succeeded"
 
 
+def test_an_export_is_removed_by_the_token_that_asked_for_it(settings: ServerSettings, tmp_path: Path) -> None:
+    """Jobs show its id to everybody who may read, and they may download it; no more."""
+    texts = {name: TokenFile(tmp_path / "tokens.json").create(name, "read") for name in ("mine", "other")}
+    with served(settings.model_copy(update={"tokens_path": tmp_path / "tokens.json"})) as client:
+        mine, other = ({"Authorization": f"Bearer {texts[name]}"} for name in ("mine", "other"))
+        client.headers.update(mine)
+        job = ended(client, client.post(JOBS, json={"operation": "export", "names": ["best"]}))
+        place = f"/exports/{job['result'][0]['result']['export_id']}"
+        assert client.get(place, headers=other).status_code == 200
+        assert client.delete(place, headers=other).status_code == 404
+        assert client.get(place).status_code == 200
+        assert client.delete(place).status_code == 204
+
+
 def test_requests_at_once_mix_nothing_up(settings: ServerSettings) -> None:
     """Whoever of several clients is faster: each byte is added once, in its place."""
     data = os.urandom(2**16)
